@@ -316,6 +316,10 @@ def _phase_lines(result: RunResult, width: int) -> list[str]:
     return ["", *paragraph(heading, width), *lines] if lines else []
 
 
+def _outside_execution(group: GroupResult) -> float | None:
+    return outside_execution({phase.name: phase.share.value for phase in group.phases})
+
+
 def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
     def phase(name: str, priority: int) -> Column[GroupResult]:
         def cell(group: GroupResult) -> str | None:
@@ -327,8 +331,8 @@ def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
     names = dict.fromkeys(phase.name for group in groups for phase in group.phases)
     columns: list[Column[GroupResult]] = [Column("batch", lambda group: group.batch_size)]
     columns += [phase(name, priority) for priority, name in enumerate(names)]
-    if any(outside_execution(group.phases) is not None for group in groups):
-        columns.append(Column("outside execute", lambda group: _percent_cell(outside_execution(group.phases))))
+    if any(_outside_execution(group) is not None for group in groups):
+        columns.append(Column("outside execute", lambda group: _percent_cell(_outside_execution(group))))
     return columns
 
 

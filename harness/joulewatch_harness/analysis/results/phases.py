@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from joulewatch_harness.analysis.results.averages import Rounds
@@ -18,15 +18,24 @@ EXECUTE_PHASE: Final = "execute"
 
 def has_phases(group: GroupResult) -> bool:
     """Return whether a batch has phases other than its execution."""
-    return bool({phase.name for phase in group.phases} - {EXECUTE_PHASE, OTHER_PHASE})
+    return has_other_phases(phase.name for phase in group.phases)
 
 
-def outside_execution(phases: Sequence[PhaseShare]) -> float | None:
-    """Return the share of the time outside the execution (drivers, copies); None if the execution is not known."""
-    if not any(phase.name == EXECUTE_PHASE for phase in phases):
+def has_other_phases(names: Iterable[str]) -> bool:
+    """Return whether there are phases other than the execution."""
+    return bool(set(names) - {EXECUTE_PHASE, OTHER_PHASE})
+
+
+def outside_execution(shares: Mapping[str, float]) -> float | None:
+    """Return the share of the time outside the execution (drivers, copies); None if the execution is not known.
+
+    Args:
+        shares: Phase -> its share of the time.
+    """
+    if EXECUTE_PHASE not in shares:
         return None
     # Waiting for queries is not work.
-    return math.fsum(phase.share.value for phase in phases if phase.name not in (EXECUTE_PHASE, IDLE_PHASE))
+    return math.fsum(share for name, share in shares.items() if name not in (EXECUTE_PHASE, IDLE_PHASE))
 
 
 def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:

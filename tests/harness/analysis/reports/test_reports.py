@@ -18,7 +18,7 @@ from joulewatch_harness.analysis.reports.figure import _foot_lines, write_figure
 from joulewatch_harness.analysis.reports.figure_parts import set_ticks
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.audit.findings import Finding
-from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
+from joulewatch_harness.analysis.results.model import Estimate, RunResult, SetupResult
 from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
@@ -468,12 +468,9 @@ def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
 
 
 def test_waiting_for_queries_is_not_time_outside_the_execution() -> None:
-    def share(name: str, value: float) -> PhaseShare:
-        return PhaseShare(name, estimate(value, 0.0), 0.001)
-
-    shares = (share("copy_in", 0.1), share("execute", 0.2), share("idle", 0.65), share("other", 0.05))
+    shares = {"copy_in": 0.1, "execute": 0.2, "idle": 0.65, "other": 0.05}
     assert outside_execution(shares) == pytest.approx(0.15)
-    assert outside_execution((share("prefill", 0.5), share("decode", 0.5))) is None
+    assert outside_execution({"prefill": 0.5, "decode": 0.5}) is None
 
 
 def heights(path: Path) -> tuple[float, list[str]]:
