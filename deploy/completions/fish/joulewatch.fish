@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare report layers fit predict recommend device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -114,6 +114,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using compare' -l output -xka "(__f
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l mixed -d 'compare measured energies with estimated or emulated ones'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l uncorrelated -d 'do not let errors cancel that both sides share (accuracy of a sensor, idle power)'
+complete -c joulewatch -n '_shtab_joulewatch_using compare' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write a figure of energy per inference and throughput over batch size, with one line per configuration: .png, .svg or .pdf'
+complete -c joulewatch -n '_shtab_joulewatch_using compare' -l main-device -d 'in the figure, count only the CPU, the GPU or the FPGA that runs the network: without memory, and without the host of an accelerator'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
@@ -121,6 +123,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using report' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'the page (default: report.html)'
+complete -c joulewatch -n '_shtab_joulewatch_using report' -l predictions -xka "(__fish_complete_path (commandline -ct))" -d 'predictions to draw dashed next to the runs, from '"'"'joulewatch predict --format json'"'"'; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l pdf -xka "(__fish_complete_path (commandline -ct))" -d 'write a PDF, too; needs Chromium or Chrome'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument, add_output_argument
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, read_json
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.results.stored_results import Run
+    from joulewatch_harness.analysis.results.stored_results import Run, Side
 
 RESULT_NAME: Final = "result.json"
-LARGEST_RESULT_BYTES: Final = 1 << 28
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not let errors cancel that both sides share (accuracy of a sensor, idle power)",
     )
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        type=Path,
+        help="write a figure of energy per inference and throughput over batch size, with one line per configuration: "
+        ".png, .svg or .pdf",
+    )
+    parser.add_argument(
+        "--main-device",
+        action="store_true",
+        help="in the figure, count only the CPU, the GPU or the FPGA that runs the network: without memory, and "
+        "without the host of an accelerator",
+    )
     add_prometheus_arguments(parser)
 
 
@@ -52,14 +63,19 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, an unknown run, or nothing to compare.
     """
     from joulewatch_harness.analysis.reports import compare_report
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.compare import NOT_COMPARABLE, compare, pairs_of
     from joulewatch_harness.analysis.results.numbers import warning_line
 
+    if args.main_device and args.figure is None:
+        raise ConfigError("--main-device is for the figure: add --figure FILE")
+    if args.figure is not None:
+        check_figure_path(args.figure)
     options = options_from_args(args)
-    comparison = compare(
-        pairs_of(choose(args.what, args.output, options)), mixed=args.mixed, cancel=not args.uncorrelated
-    )
+    chosen = choose(args.what, args.output, options)
+    pairs = pairs_of(chosen) if args.figure is None else pairs_of_figure(chosen)
+    comparison = compare(pairs, mixed=args.mixed, cancel=not args.uncorrelated)
     if args.format == "json":
         sys.stdout.write(compare_report.render_json(comparison))
     elif args.format == "csv":
@@ -72,7 +88,32 @@ def run(args: argparse.Namespace) -> int:
         for text in (warning_line(comparison.methods), *notes):
             if text:
                 print(text, file=sys.stderr)  # noqa: T201
+    if args.figure is not None:
+        from joulewatch_harness.analysis.reports.runs_figure import write_runs_figure
+        from joulewatch_harness.analysis.results.lines import lines_of
+        from joulewatch_harness.analysis.results.stored_results import Side
+
+        sides = {(run.id, name): Side(run, name) for run, names in chosen for name in names or run.configurations}
+        lines = lines_of(list(sides.values()), main_device=args.main_device)
+        write_runs_figure(lines, args.figure, main_device=args.main_device)
+        print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def pairs_of_figure(chosen: Sequence[tuple[Run, tuple[str, ...]]]) -> list[tuple[Side, Side]]:
+    """Return the pairs to compare next to a figure; runs without a common configuration have one baseline, the first.
+
+    Raises:
+        ConfigError: There is nothing to compare.
+    """
+    from joulewatch_harness.analysis.results.compare import pairs_of
+
+    try:
+        return pairs_of(chosen)
+    except ConfigError:
+        if len(chosen) < 2:
+            raise
+        return pairs_of([(run, names or run.configurations) for run, names in chosen])
 
 
 def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None) -> list[tuple[Run, tuple[str, ...]]]:
@@ -138,21 +179,10 @@ def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
     if path.is_dir() and not (path / JOURNAL_NAME).is_file() and (path / RESULT_NAME).is_file():
         path /= RESULT_NAME
     if path.is_file() and path.suffix == ".json":
-        return read_document(_read_json(path), str(path))
+        return read_document(read_json(path), str(path))
     record, source = find(word, output, options)
     with contextlib.ExitStack() as stack:
         if source is not None:
             stack.callback(source.close)
         result = analyze_run(record, source)
     return read_document(result_document(result), word)
-
-
-def _read_json(path: Path) -> object:
-    try:
-        if path.stat().st_size > LARGEST_RESULT_BYTES:
-            raise RecordError(f"{path}: too large for a result (more than {LARGEST_RESULT_BYTES >> 20} MiB)")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: not valid JSON: {error}") from error

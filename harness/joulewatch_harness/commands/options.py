@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, RecordError
+
+LARGEST_JSON_BYTES: Final = 1 << 28
 
 
 def add_format_argument(parser: argparse._ActionsContainer) -> None:
@@ -56,3 +60,19 @@ def write_file(flag: str, path: Path, content: str | bytes) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
+
+
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file, such as a result or predictions.
+
+    Raises:
+        RecordError: It cannot be read, is too large, or is not JSON.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise RecordError(f"{path}: too large for a result (more than {LARGEST_JSON_BYTES >> 20} MiB)")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: not valid JSON: {error}") from error

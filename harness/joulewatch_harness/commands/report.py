@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_output_argument, check_folder, write_file
+from joulewatch_harness.commands.options import add_output_argument, check_folder, read_json, write_file
 from joulewatch_harness.errors import ConfigError, JoulewatchError
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: report.html)"
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="predictions to draw dashed next to the runs, from 'joulewatch predict --format json'; repeatable",
+    )
     parser.add_argument("--pdf", metavar="FILE", type=Path, help="write a PDF, too; needs Chromium or Chrome")
     add_output_argument(parser)
     add_prometheus_arguments(parser)
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         JoulewatchError: The browser failed.
     """
     from joulewatch_harness.analysis.reports.html_report import render_html
+    from joulewatch_harness.analysis.results.lines import predicted_lines
 
     browser = _browser() if args.pdf is not None else ""
     for flag, path in (("--out", args.out), ("--pdf", args.pdf)):
@@ -60,10 +69,13 @@ def run(args: argparse.Namespace) -> int:
         if reported.id in runs:
             raise ConfigError(f"run {reported.id} is given twice")
         runs[reported.id] = reported
-    write_file("--out", args.out, render_html(list(runs.values())))
+    predictions = [line for path in args.predictions for line in predicted_lines(read_json(path), str(path))]
+    write_file("--out", args.out, render_html(list(runs.values()), predictions=predictions))
     print(f"report: {args.out}", file=sys.stderr)  # noqa: T201
     if args.pdf is not None:
-        write_file("--pdf", args.pdf, _pdf(browser, render_html(list(runs.values()), expanded=True)))
+        write_file(
+            "--pdf", args.pdf, _pdf(browser, render_html(list(runs.values()), predictions=predictions, expanded=True))
+        )
         print(f"report: {args.pdf}", file=sys.stderr)  # noqa: T201
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import subprocess
 import sys
@@ -14,8 +16,10 @@ import responses
 from joulewatch_harness.cli import main
 from joulewatch_harness.storage.journal import Journal
 from support.fake_prometheus import URL, FakePrometheus
+from support.paths import ROOT
 from support.synthetic import RUN, TWO_SOCKETS, World, make_world, raw_of, run_samples, write_recording
 
+FINN_DESIGNS = ROOT / "tests" / "benchmarks" / "data" / "prediction" / "finn_rfsoc2x2_measured.csv"
 OTHER = "20260922T141320Z-1b2c3d"
 WITHOUT_LINUX = """
 import importlib.abc, sys
@@ -76,6 +80,59 @@ def test_the_page_is_written(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert RUN in page.read_text(encoding="utf-8")
     assert main(["report", RUN, OTHER, f"--output={runs}", f"--out={page}"]) == 0
     assert f"Run {OTHER}" in page.read_text(encoding="utf-8")
+
+
+def test_predictions_of_the_command_predict_are_drawn(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(FINN_DESIGNS), "--device", "rfsoc2x2", "--format", "json"]) == 0
+    (tmp_path / "predictions.json").write_text(capsys.readouterr().out, "utf-8")
+    page = tmp_path / "report.html"
+    words = [f"--output={runs}", f"--out={page}", f"--predictions={tmp_path / 'predictions.json'}"]
+    assert main(["report", RUN, *words]) == 0
+    assert "on RFSoC 2x2 (predicted, power rails)" in page.read_text(encoding="utf-8")
+
+
+def test_a_comparison_has_a_figure(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "figure.svg"
+    assert main(["compare", RUN, OTHER, f"--output={runs}", f"--figure={figure}"]) == 0
+    captured = capsys.readouterr()
+    assert OTHER in captured.out
+    assert captured.err == f"figure: {figure}\n"
+    assert f"runs {RUN}, {OTHER}" in " ".join(figure.read_text("utf-8").split())
+
+
+@pytest.fixture
+def unlike(tmp_path: Path) -> Path:
+    """Two runs without a common configuration."""
+    for run, names in ((RUN, ("net/tvm/fp32", "net/tvm/int8")), (OTHER, ("net/tensorrt/fp16", "net/tensorrt/int8"))):
+        record = make_world(TWO_SOCKETS, batch_sizes=(1, 8), rounds=2, run=run, configurations=names).record
+        assert record is not None and record.end is not None
+        with Journal.create(tmp_path / "runs", record.header) as journal:
+            for line in (*record.configurations, *record.windows, record.end):
+                journal.append(line)
+    return tmp_path / "runs"
+
+
+def test_a_figure_needs_no_common_configuration(
+    unlike: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first configuration is then the baseline of all others; without a figure it stays an error."""
+    figure = tmp_path / "figure.svg"
+    words = ["compare", RUN, OTHER, f"--output={unlike}"]
+    assert main([*words, f"--figure={figure}", "--main-device", "--format=csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["a_configuration"] for row in rows} == {"net/tvm/fp32"}
+    assert {row["b_configuration"] for row in rows} == {"net/tvm/int8", "net/tensorrt/fp16", "net/tensorrt/int8"}
+    text = figure.read_text("utf-8")
+    assert all(f"net/{name}" in text for name in ("tvm/fp32", "tvm/int8", "tensorrt/fp16", "tensorrt/int8"))
+    assert main(words) == 2
+    assert "have no configuration in common" in capsys.readouterr().err
+
+
+def test_the_option_of_the_figure_needs_the_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", RUN, OTHER, f"--output={runs}", "--main-device"]) == 2
+    assert "--main-device is for the figure: add --figure FILE" in capsys.readouterr().err
 
 
 def parts(page: Path) -> dict[str, str]:

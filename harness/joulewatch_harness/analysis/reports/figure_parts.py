@@ -31,8 +31,8 @@ STYLE: Final = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
-LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-"""The first eight lines are solid, the second eight dashed, the third dotted."""
+LINE_STYLES: Final = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1.2)))
+"""Solid, dash-dotted, dotted; plain dashes are for predictions and for net energy."""
 _LEGEND_INCHES: Final = {2: 2.4, 1: 5.6}
 """Number of columns of the legend -> width of a name."""
 LEGEND_POINTS: Final = 8.0

@@ -26,8 +26,9 @@ _MARKERS: Final = (
     "M0 -5l5 5l-5 5l-5 -5z",
     "M0 4.6l4.4 -8h-8.8z",
 )
-_STYLES: Final = (None, "7 3", "2 2.5")
-"""The first eight lines are solid, the second eight dashed, the third dotted."""
+_STYLES: Final = (None, "8 2.5 1.5 2.5", "2 2.5")
+"""The first eight lines are solid, the second eight dash-dotted, the third dotted."""
+_PREDICTED_STYLE: Final = "6 4"
 _COMPONENT_DASHES: Final = (None, "5 2.5", "1.5 2", "8 2.5 1.5 2.5", "3 1.5")
 _WIDTH, _HEIGHT = 520, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 42
@@ -50,8 +51,9 @@ class Point:
 
     batch_size: int
     value: float
-    half: float
-    """Half-width of the error bar; 0: none."""
+    low: float
+    high: float
+    """Ends of the interval; both equal to the value: none."""
     text: str
 
 
@@ -61,6 +63,8 @@ class Line:
 
     name: str
     points: tuple[Point, ...]
+    predicted: bool = False
+    """Dashed, with hollow markers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +82,14 @@ class Band:
     """Mean power of each component."""
 
 
-def marker(number: int) -> Markup:
+def marker(number: int, *, predicted: bool = False) -> Markup:
     """Return the sample of a line, for the legend."""
-    line = tag("path", d="M1 8h26", stroke="currentColor", stroke_width=2, stroke_dasharray=_style(number))
-    sign = tag("path", d=_MARKERS[number % len(_MARKERS)], fill="currentColor", transform="translate(14 8)")
+    dash = _style(number, predicted=predicted)
+    line = tag("path", d="M1 8h26", stroke="currentColor", stroke_width=2, stroke_dasharray=dash)
+    shape = _MARKERS[number % len(_MARKERS)]
+    sign = tag(
+        "path", d=shape, class_="hollow" if predicted else "dot", stroke="currentColor", transform="translate(14 8)"
+    )
     return tag("svg", line, sign, viewBox="0 0 28 16", width=28, height=16, class_=colour(number), aria_hidden="true")
 
 
@@ -103,19 +111,19 @@ def colour(number: int) -> str:
     return f"s{number % COLOURS}"
 
 
-def _style(number: int) -> str | None:
-    return _STYLES[number // COLOURS % len(_STYLES)]
+def _style(number: int, *, predicted: bool) -> str | None:
+    return _PREDICTED_STYLE if predicted else _STYLES[number // COLOURS % len(_STYLES)]
 
 
 def log_chart(ident: str, title: str, description: str, lines: Sequence[Line]) -> Markup:
-    """Return a chart over batch size with two logarithmic axes and error bars."""
+    """Return a chart over batch size with two logarithmic axes, bands and error bars."""
     points = [point for line in lines for point in line.points if point.value > 0]
     if not points:
         return tag("p", f"{title}: no value to draw.")
     sizes = sorted({point.batch_size for point in points})
     x = _Log(sizes[0] / 1.4, sizes[-1] * 1.4, _LEFT, _WIDTH - _RIGHT)
-    lowest = min(max(point.value - point.half, point.value / 3) for point in points)
-    highest = max(point.value + point.half for point in points)
+    lowest = min(max(point.low, point.value / 3) for point in points)
+    highest = max(point.high for point in points)
     y = _Log(lowest / 1.12, highest * 1.12, _HEIGHT - _BOTTOM, _TOP)
     shapes = [_y_grid(y), _x_ticks(x, sizes), tag("text", title, x=8, y=16, class_="heading")]
     shapes.append(tag("text", "Batch size", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 6, text_anchor="middle"))
@@ -129,17 +137,28 @@ def log_chart(ident: str, title: str, description: str, lines: Sequence[Line]) -
 def _drawn(line: Line, number: int, x: _Log, y: _Log, shift: float) -> Markup:
     places = [(x(point.batch_size) + shift, y(point.value), point) for point in line.points if point.value > 0]
     path = "L".join(f"{_n(left)} {_n(top)}" for left, top, _ in places)
-    shapes = [tag("path", d=f"M{path}", fill="none", stroke_width=2, stroke_dasharray=_style(number))]
+    ends = [
+        (left, y(point.high), y(max(point.low, y.low)), point) for left, _, point in places if point.high > point.low
+    ]
+    shapes = []
+    if len(ends) > 1:
+        upper = [f"{_n(left)} {_n(top)}" for left, top, _, _ in ends]
+        lower = [f"{_n(left)} {_n(bottom)}" for left, _, bottom, _ in reversed(ends)]
+        shapes.append(tag("path", d=f"M{'L'.join([*upper, *lower])}z", class_="spread"))
+    dash = _style(number, predicted=line.predicted)
+    shapes.append(tag("path", d=f"M{path}", fill="none", stroke_width=2, stroke_dasharray=dash))
+    bars = {
+        point: tag("path", d=f"M{_n(left - 3)} {_n(top)}h6m-3 0V{_n(bottom)}m-3 0h6", fill="none", stroke_width=1.2)
+        for left, top, bottom, point in ends
+    }
     for left, top, point in places:
-        bar = None
-        if point.half > 0:
-            upper, lower = y(point.value + point.half), y(max(point.value - point.half, y.low))
-            ends = f"M{_n(left - 3)} {_n(upper)}h6m-3 0V{_n(lower)}m-3 0h6"
-            bar = tag("path", d=ends, fill="none", stroke_width=1.2)
         sign = tag(
-            "path", d=_MARKERS[number % len(_MARKERS)], transform=f"translate({_n(left)} {_n(top)})", class_="dot"
+            "path",
+            d=_MARKERS[number % len(_MARKERS)],
+            transform=f"translate({_n(left)} {_n(top)})",
+            class_="hollow" if line.predicted else "dot",
         )
-        shapes.append(tag("g", tag("title", point.text), bar, sign))
+        shapes.append(tag("g", tag("title", point.text), bars.get(point), sign))
     return tag("g", *shapes, class_=colour(number), stroke="currentColor")
 
 

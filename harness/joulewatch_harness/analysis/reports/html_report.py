@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Final
 
 from joulewatch_harness import __version__
-from joulewatch_harness.analysis.reports.html_figure import figure_section, side_by_side
+from joulewatch_harness.analysis.reports.html_figure import figure_section, predictions_section, side_by_side
 from joulewatch_harness.analysis.reports.html_markup import Markup, join, tag
 from joulewatch_harness.analysis.reports.html_parts import (
     Place,
@@ -26,6 +26,7 @@ from joulewatch_harness.analysis.reports.html_provenance import (
     provenance_section,
 )
 from joulewatch_harness.analysis.reports.html_results import budgets_section, phases_section, results_section
+from joulewatch_harness.analysis.results.lines import Line
 from joulewatch_harness.analysis.results.model import Estimate, RunResult
 from joulewatch_harness.analysis.results.numbers import (
     energy_text,
@@ -36,19 +37,21 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'
 """Blocks scripts and requests, whatever the text of a page contains."""
 
 
-def render_html(runs: Sequence[ReportedRun], *, expanded: bool = False) -> str:
+def render_html(runs: Sequence[ReportedRun], *, predictions: Sequence[Line] = (), expanded: bool = False) -> str:
     """Return the page.
 
     Args:
         runs: One run, or several to show side by side.
+        predictions: Lines from ``predicted_lines``, for the figure and a table; no other part of the page has them.
         expanded: All parts that a reader can open are open, for paper.
     """
     unit = Unit.of(runs)
     title = title_of(runs)
     several = len(runs) > 1
     sections = [
-        ("figure", "Energy and throughput", figure_section(runs, unit)),
+        ("figure", "Energy and throughput", figure_section(runs, predictions, unit)),
         *([("compared", "Side by side", side_by_side(runs, unit))] if several else []),
+        *([("predicted", "Predictions", predictions_section(predictions, unit))] if predictions else []),
     ]
     body = [make_section(2, *section) for section in sections]
     contents = [(ident, name) for ident, name, _ in sections]
@@ -71,7 +74,8 @@ def render_html(runs: Sequence[ReportedRun], *, expanded: bool = False) -> str:
     ):
         body.append(make_section(2, ident, name, content))
         contents.append((ident, name))
-    warning = warning_line({method for run in runs for method in run.result.methods}).strip("! ")
+    methods = {method for run in runs for method in run.result.methods}
+    warning = warning_line(methods | {method for line in predictions for method in line.methods}).strip("! ")
     head = tag(
         "header",
         tag("h1", title),

@@ -16,8 +16,10 @@ from joulewatch_harness.analysis.reports.html_markup import escape, tag, with_co
 from joulewatch_harness.analysis.reports.html_parts import ReportedRun
 from joulewatch_harness.analysis.reports.html_report import render_html, summary
 from joulewatch_harness.analysis.results.audit.findings import FIXES, REASONS
+from joulewatch_harness.analysis.results.lines import predicted_lines
 from joulewatch_harness.analysis.results.model import CountResult, Estimate
 from joulewatch_harness.analysis.results.numbers import with_uncertainty
+from joulewatch_harness.errors import RecordError
 from support.reports import HOSTILE, poisoned, reported
 
 ELEMENTS: Final = (
@@ -209,6 +211,52 @@ def test_runs_are_side_by_side(run: ReportedRun, other: ReportedRun) -> None:
     again = ReportedRun(dataclasses.replace(other.result, record=run.result.record), run.lines)
     assert "net/onnxruntime/fp32, run" in Page(render_html([run, reported(run="20260923T141320Z-2c3d4e")])).text
     assert again.id == run.id
+
+
+def predictions_of(median: float, scope: str = "devices", **texts: str) -> dict[str, object]:
+    """Return predictions as ``joulewatch predict --format json`` writes them."""
+    row = {"network": "net", "runtime": "onnxruntime", "precision": "fp32", "device": "EPYC 9654", **texts}
+    interval = {"median": median, "low": median / 2, "high": 2 * median}
+    rows = [
+        {**row, "scope": scope, "batch_size": size, "joules_per_inference": interval, "inferences_per_second": None}
+        for size in (8, 1)
+    ]
+    return {"schema_version": 1, "coverage": 0.9, "predictions": rows}
+
+
+def test_predictions_are_dashed_labelled_and_apart_from_what_was_measured(run: ReportedRun) -> None:
+    lines = predicted_lines(predictions_of(1e-9), "x")
+    plain_page, page = Page(render_html([run])), Page(render_html([run], predictions=lines))
+    dashed = [one for name, one in page.elements if name == "path" and one.get("stroke-dasharray") == "6 4"]
+    # One in the chart of energies, one in the empty chart of throughputs, one in the legend.
+    assert len(dashed) >= 2
+    assert not [one for _, one in plain_page.elements if one.get("stroke-dasharray") == "6 4"]
+    assert sum(one.get("class") == "hollow" for _, one in page.elements) == 3
+    assert "net/onnxruntime/fp32 on EPYC 9654 (predicted, all devices)" in page.text
+    assert "Dashed lines are predicted by a model, not measured; their bands are 90 % intervals." in page.text
+    assert "Some energies PREDICTED by a model, not measured" in page.text
+    # It is far below every measured energy, and still not the one of the summary.
+    assert summary([run]) in render_html([run], predictions=lines)
+    assert "Predictions" not in plain_page.text and "PREDICTED" not in plain_page.text
+
+
+def test_texts_of_predictions_never_become_markup(run: ReportedRun) -> None:
+    lines = predicted_lines(predictions_of(1e-3, network=HOSTILE, device=HOSTILE), "x")
+    page = Page(render_html([run], predictions=lines))
+    assert {name for name, _ in page.elements} <= set(ELEMENTS.split())
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ({}, "f.json: not predictions; 'joulewatch predict NETWORK --format json' writes them"),
+        ({"predictions": [], "schema_version": 2}, "f.json: schema_version is 2; this joulewatch reads 1"),
+        ({"predictions": [{}], "schema_version": 1}, "f.json: broken predictions: KeyError: 'network'"),
+    ],
+)
+def test_a_file_without_predictions_is_an_error(document: dict[str, object], text: str) -> None:
+    with pytest.raises(RecordError, match=re.escape(text)):
+        predicted_lines(document, "f.json")
 
 
 def test_a_large_run_stays_below_2_mb() -> None:
