@@ -25,3 +25,15 @@ class SystemClock:
 
     monotonic_ns = staticmethod(time.monotonic_ns)
     time_ns = staticmethod(time.time_ns)
+
+
+def wall_offset_ns(clock: Clock, tries: int = 5) -> int:
+    """Return Unix time minus monotonic time, from the fastest of some readings of both clocks."""
+    fastest_ns, offset_ns = -1, 0
+    for _ in range(tries):
+        before_ns = clock.monotonic_ns()
+        wall_ns = clock.time_ns()
+        after_ns = clock.monotonic_ns()
+        if fastest_ns < 0 or after_ns - before_ns < fastest_ns:
+            fastest_ns, offset_ns = after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2
+    return offset_ns

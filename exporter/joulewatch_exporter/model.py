@@ -183,6 +183,9 @@ class Timing:
     manages_devices: bool = False
     """True: the family itself probes for lost and new devices, and ``sensors`` may be a new tuple in each scan.
     False: the sampler reopens the family when a device is gone or the family is ``outdated``."""
+    has_steps: bool = False
+    """True: the energy counters are refreshed every few milliseconds at most and are cheap to read, so that an edge can
+    wait for the next refresh of each."""
     reads_in_background: bool = False
     """True: a scan only takes what the family's own threads have read, perhaps before the scan."""
 

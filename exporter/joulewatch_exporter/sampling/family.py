@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
+from joulewatch_exporter.catalog import ASSUMED_REFRESH_S
+from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock, wall_offset_ns
 from joulewatch_exporter.errors import (
     SensorAbsentError,
     SensorAsleepError,
@@ -23,6 +24,13 @@ from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
 from joulewatch_exporter.sampling.quantity import QuantityState
 from joulewatch_exporter.sampling.saved import SavedQuantity, SavedState
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.sampling.steps import (
+    LONGEST_REFRESH_S,
+    MOST_COUNTERS,
+    FamilyEdge,
+    Watched,
+    await_steps,
+)
 from joulewatch_exporter.threads import Turn
 
 logger = logging.getLogger(__name__)
@@ -37,7 +45,8 @@ BURST_CHANGES: Final = 9
 BURST_SENSORS: Final = 16
 """Sensors read together in one burst; reading all once must be short compared to a RAPL counter's millisecond."""
 BURST_MAX_READ_NS: Final = 1_000_000
-"""A sensor whose read is slower than this is not read in bursts."""
+BURST_TRIES: Final = 3
+"""A sensor whose read is slower than that is not read in bursts. On a busy machine a single read may be."""
 
 _FOUND_STATES: Final = {
     "denied": SensorDeniedError.reason,
@@ -50,7 +59,7 @@ _FOUND_STATES: Final = {
 class _SensorEntry:
     """One sensor of the open collector, and the states that its values update."""
 
-    __slots__ = ("device", "device_indices", "failing", "sensor", "states")
+    __slots__ = ("device", "device_indices", "failing", "sensor", "slow_reads", "states")
 
     def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[QuantityState]) -> None:
         self.sensor = sensor
@@ -60,6 +69,8 @@ class _SensorEntry:
         self.states = states
         self.failing: str | None = None
         """Reason why the last read failed; None: it succeeded."""
+        self.slow_reads = 0
+        """Bursts whose first read was slow."""
 
     @property
     def burst_done(self) -> bool:
@@ -122,6 +133,7 @@ class Family:
         self.vanished = False
         """Whether a device is gone or denied, so that the family is to be reopened."""
         self.manages_devices = collector.timing.manages_devices
+        self.has_steps = collector.timing.has_steps
         self.layout = Layout((), ())
         self._entries: list[_SensorEntry] = []
         self._collector = collector
@@ -391,6 +403,41 @@ class Family:
             duration_s=None,
         )
 
+    # -- edges: the steps of the counters ----------------------------------------------------------
+
+    def edge(self, scan: FamilyScan, turn: Turn, pause: Callable[[], bool]) -> FamilyEdge:
+        """Wait for the next two steps of the counters after a scan, for at most two of their refreshes.
+
+        Args:
+            scan: The scan that has just been made.
+            turn: Makes the reads.
+            pause: See ``await_steps``.
+        """
+        started_ns = self._clock.monotonic_ns()
+        watched: list[Watched] = []
+        reasons: dict[int, str] = {}
+        places = {id(state): index for index, state in enumerate(self._shown)}
+        candidates = [
+            entry for entry in self._entries if len(entry.states) == 1 and entry.states[0].counter is not None
+        ]
+        # A part is inside a device, whose energy matters more.
+        for entry in sorted(candidates, key=lambda entry: entry.states[0].quantity.scope == "part"):
+            (state,) = entry.states
+            index = places[id(state)]
+            refresh_s = state.refresh.resolved_s or ASSUMED_REFRESH_S.get(self.name)
+            if state.scan != self._scan_number:
+                reasons[index] = "it could not be read"
+            elif refresh_s is None:
+                reasons[index] = "its refresh period is not known yet"
+            elif refresh_s > LONGEST_REFRESH_S:
+                reasons[index] = f"it is refreshed every {refresh_s:.2g} s only"
+            elif len(watched) == MOST_COUNTERS:
+                reasons[index] = "there are too many counters"
+            else:
+                watched.append(Watched(index, entry.sensor, state, refresh_s, started_ns))
+        steps, missed = await_steps(watched, turn, self._clock, pause)
+        return FamilyEdge(scan=scan, steps=steps, reasons=reasons | missed, offset_ns=wall_offset_ns(self._clock))
+
     # -- bursts: how often a sensor's value changes ------------------------------------------------
 
     def burst(self, turn: Turn, interrupted: Callable[[], bool]) -> None:
@@ -428,8 +475,12 @@ class Family:
     def _suits_burst(self, turn: Turn, entry: _SensorEntry) -> bool:
         if entry.failing is None and any(state.counter is not None for state in entry.states):
             started_ns = self._clock.monotonic_ns()
-            if self._burst_read(turn, entry) and self._clock.monotonic_ns() - started_ns < BURST_MAX_READ_NS:
-                return True
+            if self._burst_read(turn, entry):
+                if self._clock.monotonic_ns() - started_ns < BURST_MAX_READ_NS:
+                    return True
+                entry.slow_reads += 1
+                if entry.slow_reads < BURST_TRIES:
+                    return False
         entry.end_burst()
         return False
 

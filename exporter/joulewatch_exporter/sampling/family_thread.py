@@ -11,6 +11,7 @@ from joulewatch_exporter.errors import SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Collector
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.sampling.steps import FamilyEdge
 from joulewatch_exporter.threads import Turn, Worker
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,13 @@ class FamilyThread:
         self._finished = 0
         self._timed_out = 0
         """Number of the last scan that a scrape did not wait for any longer."""
+        self._edges_wanted = 0
+        """Number of the edge that a client waits for; edges are counted from 1."""
+        self._edge_scan = 0
+        """Number of the scan after which that edge begins."""
+        self._edges_started = 0
+        self._edges_finished = 0
+        self._latest_edge: FamilyEdge | None = None
         self._is_broken = False
         self._replacement: Collector | None = None
         self._newest = family.collector
@@ -134,13 +142,38 @@ class FamilyThread:
             logger.warning("%s: %s: no answer within %g s", self.family.name, SensorTimeoutError.reason, timeout_s)
         return self.family.down()
 
+    def request_edge(self) -> int:
+        """Ask for an edge (a scan, then the steps of the counters) and return its number, to ``wait_edge`` for."""
+        if not self.family.has_steps:
+            return self.request()
+        with self._condition:
+            ticket = self._edges_wanted = self._edges_started + 1
+            self._edge_scan = self._started + 1
+            self._wanted = max(self._wanted, self._edge_scan)
+            self._condition.notify_all()
+            return ticket
+
+    def wait_edge(self, ticket: int, deadline_ns: int, timeout_s: float) -> FamilyEdge:
+        """Return the edge of a ticket; the arguments are those of ``wait``."""
+        if not self.family.has_steps:
+            return FamilyEdge(scan=self.wait(ticket, deadline_ns, timeout_s))
+        with self._condition:
+            while self._edges_finished < ticket and not self._worker.is_stopping:
+                left_ns = deadline_ns - time.monotonic_ns()
+                if left_ns <= 0:
+                    break
+                self._condition.wait(left_ns / NS_PER_S)
+            if self._edges_finished >= ticket and self._latest_edge is not None:
+                return self._latest_edge
+        return FamilyEdge(scan=self.family.down())
+
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self, turn: Turn) -> None:
         poll_ns = round(self.poll_s * NS_PER_S)
         due_ns = time.monotonic_ns()
         try:
-            while turn.wait(due_ns, lambda: self._wanted > self._finished):
+            while turn.wait(due_ns, self._is_wanted):
                 started_ns = turn.busy_since_ns
                 if self._read(turn):
                     due_ns = started_ns + poll_ns  # the read for a scrape replaces the next background read
@@ -148,12 +181,16 @@ class FamilyThread:
                     due_ns += poll_ns
                     if due_ns < time.monotonic_ns():
                         due_ns = started_ns + poll_ns  # late by more than a period: do not catch up in a rush
+                self._edge(turn)
                 self._burst(turn)
         finally:
             if not turn.is_abandoned:
                 self.family.close()
                 if self._replacement is not None:
                     self._replacement.close()
+
+    def _is_wanted(self) -> bool:
+        return self._wanted > self._finished or self._edges_wanted > self._edges_started
 
     def _read(self, turn: Turn) -> bool:
         """Scan the family and publish the scan; return whether a scrape had requested it."""
@@ -180,6 +217,34 @@ class FamilyThread:
             turn.busy_since_ns = 0
             self._condition.notify_all()
         return is_asked_for
+
+    def _edge(self, turn: Turn) -> None:
+        """If an edge was requested before the last scan, wait for the steps of the counters and publish it."""
+        with self._condition:
+            is_due = self._edges_wanted > self._edges_started and self._finished >= self._edge_scan
+            if not is_due or self._latest is None:
+                return
+            self._edges_started += 1
+            turn.busy_since_ns = time.monotonic_ns()
+            scan = self._latest
+
+        def pause() -> bool:
+            # A scrape does not wait for the edge.
+            if self._wanted > self._finished and self._replacement is None:
+                self._read(turn)
+                turn.busy_since_ns = time.monotonic_ns()
+            return not turn.is_over
+
+        try:
+            edge = self.family.edge(scan, turn, pause)
+        except Exception:
+            logger.exception("%s: waiting for the counters failed", self.family.name)
+            edge = FamilyEdge(scan=scan)
+        with self._condition:
+            self._latest_edge = edge
+            self._edges_finished = self._edges_started
+            turn.busy_since_ns = 0
+            self._condition.notify_all()
 
     def _burst(self, turn: Turn) -> None:
         if not self.read_on_scrape or not self.family.wants_burst:

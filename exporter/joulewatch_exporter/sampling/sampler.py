@@ -32,6 +32,7 @@ from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.saved import SavedState
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Layout, unreadable
+from joulewatch_exporter.sampling.steps import FamilyEdge
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -196,6 +197,18 @@ class Sampler:
             by_name = unopened | {scan.collector: scan for scan in scans}
             scans = [by_name[family.name] for family in self._families if family.name in by_name]
         return tuple(scans)
+
+    def edge(self, timeout_s: float) -> tuple[FamilyEdge, ...]:
+        """Read all families now, at the same time; those whose counters have steps wait for them.
+
+        Args:
+            timeout_s: A family that has not answered by then is shown as down.
+        """
+        with self._lock:
+            threads = list(self._threads.values())
+        deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
+        tickets = [(thread, thread.request_edge()) for thread in threads]
+        return tuple(thread.wait_edge(ticket, deadline_ns, timeout_s) for thread, ticket in tickets)
 
     def stuck(self, now_ns: int) -> tuple[str, ...]:
         """Return the names of the families whose scans have stopped.

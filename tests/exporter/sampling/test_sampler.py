@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -972,3 +972,61 @@ def test_a_sensor_is_read_as_its_family_unless_it_states_otherwise(
     sensor.infos = (dataclasses.replace(sensor.infos[0], **fields),)
     family = Family(fake_family("fake", Machine([sensor], timing=timing)).open(Host(), None))
     assert [info.read_mode for info in family.layout.infos] == [read_mode]
+
+
+# -- edges -----------------------------------------------------------------------------------------
+
+
+def test_an_edge_waits_for_counters_with_steps_and_answers_scrapes_meanwhile() -> None:
+    """A scrape that arrives during the wait does not wait for it."""
+
+    class Stepping(FakeSensor):
+        def read(self) -> Sequence[Reading]:
+            self.energies_joules = [time.monotonic_ns() // 1_000_000 * 0.1]
+            return super().read()
+
+    machine = Machine(
+        [Stepping((info(),), energies_joules=[0.0])], timing=Timing(poll_s=10.0, read_on_scrape=True, has_steps=True)
+    )
+    sampler = Sampler([fake_family("rapl", machine), fake_family("slow", Machine([energy_sensor("gpu0")]))], Host())
+    sampler.start()
+    try:
+        scans: list[FamilyScan] = []
+        scraper = threading.Thread(target=lambda: scans.extend(sampler.fresh(1.0)))
+        scraper.start()
+        stepped, slow = sampler.edge(1.0)
+        scraper.join()
+    finally:
+        sampler.stop()
+    assert len(scans) == 2
+    assert stepped.steps or stepped.reasons[0]
+    assert (slow.steps, slow.scan.energies_joules) == ({}, (0.0,))
+
+
+def test_one_slow_read_does_not_end_the_measurement_of_the_refresh() -> None:
+    """On a busy machine the thread may lose the processor in the first read of a burst."""
+    clock = FakeClock()
+
+    class Stepping(FakeSensor):
+        def read(self) -> Sequence[Reading]:
+            clock.now_ns += 2_000_000 if self.reads == 1 else 5_000
+            self.energies_joules = [clock.now_ns // 1_000_000 * 0.1]
+            return super().read()
+
+    family = family_of(clock, Stepping((info(),), energies_joules=[0.0]))
+    for _ in range(2):
+        family.scan()
+        family.burst(Turn(), lambda: False)
+    assert family.scan().healths[0].refresh_s == pytest.approx(0.001)
+
+
+def test_an_edge_of_a_counter_whose_refresh_is_not_known_is_a_scan() -> None:
+    machine = Machine([energy_sensor()], timing=Timing(poll_s=10.0, read_on_scrape=True, has_steps=True))
+    sampler = Sampler([fake_family("fake", machine)], Host())
+    sampler.start()
+    try:
+        (edge,) = sampler.edge(1.0)
+    finally:
+        sampler.stop()
+    assert edge.scan.energies_joules == (0.0,)
+    assert edge.reasons == {0: "its refresh period is not known yet"}

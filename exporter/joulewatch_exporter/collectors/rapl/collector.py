@@ -92,7 +92,8 @@ class RaplCollector(OnDemandCollector):
             if info.wrap_joules is not None
         ]
         shortest_s = min(wraps_s, default=4 * _MAX_POLL_S)
-        return Timing(poll_s=max(_MIN_POLL_S, min(_MAX_POLL_S, shortest_s / 4)), read_on_scrape=True)
+        poll_s = max(_MIN_POLL_S, min(_MAX_POLL_S, shortest_s / 4))
+        return Timing(poll_s=poll_s, read_on_scrape=True, has_steps=True)
 
     @property
     def outdated(self) -> bool:

@@ -1,0 +1,171 @@
+"""Wait for the steps of energy counters, the moments at which the hardware refreshes them.
+
+A counter such as RAPL's is refreshed about once per millisecond, so a value that was read at some time is up to one
+refresh old, and the energy between two readings is off by up to a millisecond of power at either end. At a step the
+value is the energy of that moment. So a counter is read as often as possible until two steps in a row were seen: they
+give the energy at a known time, and the power next to it.
+
+A step lies between the start of the last read that returned the old value and the end of the first read that returned
+the new one, whatever happened to this thread meanwhile. If it lost the processor there, the two are far apart, and the
+step does not count: its time is not known well, and another step may have passed unseen. (A time that is taken once,
+after the read, looks as precise as ever and is wrong by a whole refresh.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from joulewatch_exporter.clock import NS_PER_S, Clock
+from joulewatch_exporter.model import Sensor
+from joulewatch_exporter.sampling.quantity import QuantityState
+from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.threads import Turn
+
+LONGEST_REFRESH_S: Final = 0.02
+"""Waiting for a slower counter would take longer than the windows for which it is worthwhile."""
+MOST_REFRESHES: Final = 2.2
+"""Longest wait: two refreshes and their jitter."""
+LARGEST_DOUBT: Final = 0.25
+"""A step whose time is not known to within this share of a refresh does not count."""
+MOST_COUNTERS: Final = 16
+"""Counters that are read in turn: reading all once must be short compared to a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One refresh of a counter."""
+
+    at_ns: int
+    """Monotonic time: the middle of the two times between which it happened."""
+    error_ns: int
+    """Largest error of that time."""
+    joules: float
+    """The counter's total from this step on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """One or two steps in a row of one counter."""
+
+    before_joules: float
+    """Total before the first step."""
+    first: Step
+    last: Step
+    """The next step; the same as ``first`` if only one was seen in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyEdge:
+    """One family as an edge shows it: a scan, and the steps of the counters that it waited for."""
+
+    scan: FamilyScan
+    steps: Mapping[int, Steps] = field(default_factory=dict)
+    """Index in ``scan.layout.infos`` -> steps after the scan."""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """Index -> why a counter has no steps."""
+    offset_ns: int = 0
+    """Wall clock minus monotonic clock."""
+
+
+class Watched:
+    """One counter whose steps are awaited."""
+
+    __slots__ = (
+        "before_joules",
+        "deadline_ns",
+        "doubt_ns",
+        "index",
+        "position_joules",
+        "reason",
+        "sensor",
+        "state",
+        "steps",
+        "total_joules",
+        "unchanged_ns",
+    )
+
+    def __init__(self, index: int, sensor: Sensor, state: QuantityState, refresh_s: float, started_ns: int) -> None:
+        """Start with the value of the last scan; ``started_ns`` is the time now."""
+        assert state.counter is not None
+        assert state.counter.position is not None
+        self.index = index
+        self.sensor = sensor
+        self.state = state
+        self.position_joules = state.counter.position[1]
+        self.total_joules = self.before_joules = state.counter.total_joules
+        self.unchanged_ns: int | None = None
+        """Start of the last read that returned ``position_joules``; None: it was the scan's, at an unknown time."""
+        self.doubt_ns = round(2 * LARGEST_DOUBT * refresh_s * NS_PER_S)
+        self.deadline_ns = started_ns + round(MOST_REFRESHES * refresh_s * NS_PER_S)
+        self.steps: list[Step] = []
+        self.reason = ""
+
+    def take(self, position_joules: float, started_ns: int, ended_ns: int) -> bool:
+        """Process a read of another position; return whether to continue."""
+        counter = self.state.counter
+        assert counter is not None
+        if not counter.update(ended_ns, position_joules):
+            self.reason = "an implausible value"
+            self.steps.clear()
+            return False
+        if self.unchanged_ns is not None:
+            bracket_ns = ended_ns - self.unchanged_ns
+            if bracket_ns <= self.doubt_ns:
+                if not self.steps:
+                    self.before_joules = self.total_joules
+                at_ns = self.unchanged_ns + bracket_ns // 2
+                self.steps.append(Step(at_ns, (bracket_ns + 1) // 2, counter.total_joules))
+                refresh = self.state.refresh
+                refresh.update(self.unchanged_ns, self.position_joules)
+                refresh.update(ended_ns, position_joules)
+            else:
+                self.steps.clear()
+                self.reason = f"the exporter was interrupted for {bracket_ns / 1e6:.2g} ms"
+        self.position_joules = position_joules
+        self.total_joules = counter.total_joules
+        self.unchanged_ns = started_ns
+        return len(self.steps) < 2
+
+
+def await_steps(
+    watched: Sequence[Watched], turn: Turn, clock: Clock, pause: Callable[[], bool]
+) -> tuple[dict[int, Steps], dict[int, str]]:
+    """Read counters in turn until each has two steps or its time is over.
+
+    Args:
+        watched: The counters.
+        turn: Makes the reads.
+        clock: Its monotonic clock is read between any two reads.
+        pause: Called after each round; it may take time for something more urgent. The wait ends when it returns false.
+
+    Returns:
+        The steps by index, and why the other counters have none.
+    """
+    now = clock.monotonic_ns
+    pending = list(watched)
+    started_ns = now()
+    while pending:
+        for counter in tuple(pending):
+            try:
+                (reading,) = turn.call(counter.sensor.device, counter.sensor.read)
+            except Exception as error:  # the next scan reports it
+                counter.reason = str(error)
+                pending.remove(counter)
+                started_ns = now()
+                continue
+            ended_ns = now()
+            position_joules = reading.energy_joules
+            if position_joules == counter.position_joules:
+                counter.unchanged_ns = started_ns
+                if started_ns > counter.deadline_ns:
+                    pending.remove(counter)
+            elif position_joules is None or not counter.take(position_joules, started_ns, ended_ns):
+                pending.remove(counter)
+            started_ns = ended_ns
+        if not pause():
+            break
+    steps = {item.index: Steps(item.before_joules, item.steps[0], item.steps[-1]) for item in watched if item.steps}
+    reasons = {item.index: item.reason or "no step in time" for item in watched if not item.steps}
+    return steps, reasons

@@ -1,0 +1,134 @@
+"""Waiting for the steps of counters: the times and values of the steps, whatever interrupts the reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulewatch_exporter.errors import SensorGlitchError
+from joulewatch_exporter.model import Reading, SensorInfo
+from joulewatch_exporter.sampling.quantity import QuantityState
+from joulewatch_exporter.sampling.steps import LARGEST_DOUBT, Steps, Watched, await_steps
+from joulewatch_exporter.threads import Turn
+from support.clock import FakeClock
+from support.fake_family import info
+
+REFRESH_NS = 1_000_000
+JOULES_PER_REFRESH = 0.2
+READ_NS = 3_000
+
+
+@dataclass
+class SteppingSensor:
+    """A counter that is refreshed each millisecond; a read samples it between two stalls of its thread."""
+
+    clock: FakeClock
+    infos: tuple[SensorInfo, ...] = (info(),)
+    stalls_ns: Sequence[tuple[int, int]] = ()
+    """By read: the time that passes before and after the value is sampled, in addition to that of the read."""
+    reads: int = 0
+    error_at: int = -1
+    device: str = "socket0"
+    first_joules: float = 0.0
+    """Position at the scan, which is the start of the total."""
+
+    def read(self) -> Sequence[Reading]:
+        before_ns, after_ns = self.stalls_ns[self.reads] if self.reads < len(self.stalls_ns) else (0, 0)
+        if self.reads == self.error_at:
+            raise SensorGlitchError("EIO")
+        self.reads += 1
+        self.clock.now_ns += before_ns + READ_NS // 2
+        joules = self.clock.now_ns // REFRESH_NS * JOULES_PER_REFRESH
+        self.clock.now_ns += after_ns + READ_NS // 2
+        return (Reading(self.infos[0].quantity, self.clock.now_ns, joules, None),)
+
+
+def watch(sensor: SteppingSensor, wait_ns: int = 0, pause_ns: int = 0) -> tuple[dict[int, Steps], dict[int, str]]:
+    """Scan the sensor ``wait_ns`` after a step, then await its steps."""
+    clock = sensor.clock
+    clock.now_ns = 1_000 * REFRESH_NS + wait_ns
+    stalls, sensor.stalls_ns = sensor.stalls_ns, ()
+    state = QuantityState(sensor.infos[0], min_gap_s=1.0)
+    scanned = sensor.read()[0]
+    state.take(scanned)
+    sensor.first_joules = scanned.energy_joules or 0.0
+    sensor.stalls_ns, sensor.reads = stalls, 0
+
+    def pause() -> bool:
+        clock.now_ns += pause_ns
+        return True
+
+    return await_steps([Watched(0, sensor, state, REFRESH_NS / 1e9, clock.now_ns)], Turn(), clock, pause)
+
+
+def check(steps: Steps, sensor: SteppingSensor) -> None:
+    """Check that a refresh was within each error, and that the total is that of the refresh."""
+    for step in {steps.first, steps.last}:
+        refresh = round(step.at_ns / REFRESH_NS)
+        assert abs(step.at_ns - refresh * REFRESH_NS) <= step.error_ns <= LARGEST_DOUBT * REFRESH_NS
+        assert step.joules == pytest.approx(refresh * JOULES_PER_REFRESH - sensor.first_joules)
+    assert steps.before_joules == pytest.approx(steps.first.joules - JOULES_PER_REFRESH)
+
+
+def test_two_steps_in_a_row_have_the_time_and_the_energy_of_the_refreshes() -> None:
+    sensor = SteppingSensor(FakeClock())
+    steps, reasons = watch(sensor, wait_ns=400_000)
+    check(steps[0], sensor)
+    assert steps[0].last.at_ns - steps[0].first.at_ns == pytest.approx(REFRESH_NS, abs=2 * READ_NS)
+    assert steps[0].first.at_ns == pytest.approx(1_001 * REFRESH_NS, abs=2 * READ_NS)
+    assert steps[0].first.error_ns == READ_NS
+    assert reasons == {}
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["before the value is sampled", "after it"])
+def test_a_read_that_is_interrupted_for_a_refresh_is_no_step(place: int) -> None:
+    """The time of such a read looks exact, and is off by a whole refresh."""
+    stalls = [(0, 0)] * 50 + [(1_050_000, 0) if place == 0 else (0, 1_050_000)]
+    sensor = SteppingSensor(FakeClock(), stalls_ns=stalls)
+    steps, reasons = watch(sensor)
+    for found in steps.values():
+        check(found, sensor)
+    assert steps or "interrupted" in reasons[0]
+
+
+@given(
+    st.integers(0, REFRESH_NS - 1),
+    st.lists(st.tuples(*[st.one_of(st.just(0), st.integers(0, 3 * REFRESH_NS))] * 2), max_size=600),
+)
+def test_no_interruption_puts_a_step_at_a_wrong_time(wait_ns: int, stalls_ns: list[tuple[int, int]]) -> None:
+    sensor = SteppingSensor(FakeClock(), stalls_ns=stalls_ns)
+    steps, reasons = watch(sensor, wait_ns=wait_ns)
+    for found in steps.values():
+        check(found, sensor)
+    assert steps.keys() | reasons.keys() == {0}
+
+
+def test_the_wait_ends_after_two_refreshes_of_a_counter_that_stands_still() -> None:
+    clock = FakeClock()
+
+    class Frozen(SteppingSensor):
+        def read(self) -> Sequence[Reading]:
+            return (super().read()[0]._replace(energy_joules=5.0),)
+
+    steps, reasons = watch(Frozen(clock))
+    assert steps == {}
+    assert reasons == {0: "no step in time"}
+    assert clock.now_ns <= 1_000 * REFRESH_NS + 2.3 * REFRESH_NS
+
+
+def test_a_read_that_fails_ends_the_wait() -> None:
+    steps, reasons = watch(SteppingSensor(FakeClock(), error_at=1))
+    assert steps == {}
+    assert reasons == {0: "EIO"}
+
+
+def test_a_scrape_in_between_widens_the_error_of_the_step() -> None:
+    """A scrape is answered between two reads; a step that happens meanwhile is known to within its duration."""
+    sensor = SteppingSensor(FakeClock())
+    steps, _ = watch(sensor, wait_ns=100_000, pause_ns=90_000)
+    check(steps[0], sensor)
+    assert steps[0].first.error_ns > 40_000
