@@ -188,7 +188,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l log.level -xka 
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l rate -x -d 'inferences per second, such as 100/s'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l max-latency -x -d 'longest time from a request to its result; the wait until a batch is full counts'
-complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l devices -x -d 'only these devices of the fit'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l devices -x -d 'only these: devices of the fit, or cards'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l finn -x -d 'an FPGA and the reports of a FINN build of the network; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l driver-seconds -x -d 'for --finn: time of the driver'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l host-watts -x -d 'for --finn: power of the host, also at rest'
