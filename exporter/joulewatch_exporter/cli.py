@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
             raise ConfigError("--state needs --once: the daemon keeps its counters itself")
         config = _config(args, families)
         set_up_logging(config.exporter.log_level, config.exporter.log_format)
-        host = config.exporter.path.host()
+        host = config.exporter.host()
         if args.command == "check":
             from joulewatch_exporter.commands.check import check
 
@@ -147,6 +147,9 @@ def _shared_flags(families: Sequence[type[Collector]]) -> Parser:
     shared = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     shared.add_argument(
         "--config.file", dest="config_file", type=Path, metavar="FILE", help="configuration file (YAML)"
+    )
+    shared.add_argument(
+        "--nodename", metavar="NAME", help="name of this machine in the labels; for containers (default: its hostname)"
     )
     paths = shared.add_argument_group("paths")
     for flag, default in (("sysfs", "/sys"), ("procfs", "/proc"), ("dev", "/dev")):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -30,11 +31,12 @@ EMULATION_MARKER = "joulewatch-emulated"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Folders with the files of the machine; tests use other folders."""
+    """Name of the machine and folders with its files; tests use other folders."""
 
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
     dev: Path = Path("/dev")
+    nodename: str = field(default_factory=lambda: os.uname().nodename)
     claimed: frozenset[str] = frozenset()
     """Sources (`SensorInfo.source`) that families opened earlier read: each quantity is published once."""
 

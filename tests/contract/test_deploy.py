@@ -319,8 +319,8 @@ def test_the_image_runs_without_root_and_with_one_capability() -> None:
 KEYS: Final = {
     "Unit": {"Description", "Wants", "After"},
     "Container": {
-        *("Image", "ContainerName", "DropCapability", "AddCapability", "ReadOnly", "Volume", "PublishPort"),
-        "PodmanArgs",
+        *("Image", "ContainerName", "DropCapability", "AddCapability", "ReadOnly", "HostName", "Volume"),
+        *("PublishPort", "PodmanArgs"),
     },
     "Service": {"Restart"},
     "Install": {"WantedBy"},
@@ -341,6 +341,7 @@ def test_the_quadlet_has_known_keys_and_the_rights_of_compose() -> None:
     assert container["Image"] == [f"localhost/{exporter['image']}"]
     assert (container["DropCapability"], container["AddCapability"]) == (["all"], ["CAP_DAC_READ_SEARCH"])
     assert container["ReadOnly"] == ["true"]
+    assert (container["HostName"], exporter["uts"]) == (["%H"], "host"), "the machine has the name of the host"
     assert container["Volume"] == exporter["volumes"]
     assert container["PublishPort"] == exporter["ports"]
     assert container["PodmanArgs"] == [f"--memory={exporter['mem_limit']} --pids-limit={exporter['pids_limit']}"]

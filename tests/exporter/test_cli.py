@@ -145,6 +145,28 @@ def test_once_prints_energy_and_power(capfd: pytest.CaptureFixture[str], roots: 
     assert re.search(r"^joulewatch_device_power_watts\{.*\} 0\.0$", out, re.MULTILINE)
 
 
+def test_the_name_of_the_machine_is_its_hostname_or_that_of_the_flag_or_the_file(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    """In a container the hostname is that of the container, and changes with each start."""
+    rapl_zone(tmp_path / "sysfs")
+    config = tmp_path / "exporter.yaml"
+    config.write_text("exporter: {nodename: node7}\n")
+    for flags, name in (
+        ([], os.uname().nodename),
+        ([f"--config.file={config}"], "node7"),
+        ([f"--config.file={config}", "--nodename=node8"], "node8"),
+    ):
+        assert cli.main([*roots, "--once", *flags]) == 0
+        out = capfd.readouterr().out
+        assert set(re.findall(r'^joulewatch_sensor_info\{.*,host="([^"]*)"', out, re.MULTILINE)) == {name}
+        assert re.findall(r'^joulewatch_exporter_info\{.*nodename="([^"]*)"', out, re.MULTILINE) == [name]
+        cli.main([*roots, "check", "--format=json", *flags])
+        report = json.loads(capfd.readouterr().out)
+        assert report["nodename"] == name
+        assert {reading["host"] for reading in report["readings"]} == {name}
+
+
 def test_once_without_a_sensor_fails_and_prints_the_exporters_own_metrics(
     capfd: pytest.CaptureFixture[str], roots: list[str]
 ) -> None:

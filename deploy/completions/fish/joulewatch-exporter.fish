@@ -51,13 +51,14 @@ function _shtab_joulewatch_exporter_using
 end
 
 set -g _shtab_joulewatch_exporter_commands check emulate
-set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --path.dev --path.procfs --path.sysfs --state --web.config.file --web.listen-address --web.max-requests --web.telemetry-path
+set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --nodename --path.dev --path.procfs --path.sysfs --state --web.config.file --web.listen-address --web.max-requests --web.telemetry-path
 
 complete -c joulewatch-exporter -e
 complete -c joulewatch-exporter -f
 
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -s h -l help -d 'show this help message and exit'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l config.file -xka "(__fish_complete_path (commandline -ct))" -d 'configuration file (YAML)'
+complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l nodename -x -d 'name of this machine in the labels; for containers (default: its hostname)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l path.sysfs -xka "(__fish_complete_directories)" -d 'default: /sys'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l path.procfs -xka "(__fish_complete_directories)" -d 'default: /proc'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l path.dev -xka "(__fish_complete_directories)" -d 'default: /dev'
@@ -93,6 +94,7 @@ complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.disab
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using; and test $_shtab_joulewatch_exporter_npos -eq 0' -a check -d 'List every sensor as found, missing or denied, with the reason and the fix.'
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -l config.file -xka "(__fish_complete_path (commandline -ct))" -d 'configuration file (YAML)'
+complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -l nodename -x -d 'name of this machine in the labels; for containers (default: its hostname)'
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -l path.sysfs -xka "(__fish_complete_directories)" -d 'default: /sys'
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -l path.procfs -xka "(__fish_complete_directories)" -d 'default: /proc'
 complete -c joulewatch-exporter -n '_shtab_joulewatch_exporter_using check' -l path.dev -xka "(__fish_complete_directories)" -d 'default: /dev'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import sys
@@ -99,7 +98,7 @@ def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as
         host,
         config.collectors,
         primary=config.exporter.primary_node_sensor,
-        calibrations=load_calibrations(config.exporter.calibration_files, os.uname().nodename),
+        calibrations=load_calibrations(config.exporter.calibration_files, host.nodename),
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
@@ -120,7 +119,6 @@ def examine(
     counting_s: float = COUNTING_S,
 ) -> Report:
     """Open all families, read their sensors two or three times, and close them."""
-    nodename = os.uname().nodename
     is_virtual = is_virtual_machine(host)
     counting_s *= VIRTUAL_COUNTING if is_virtual else 1
     findings: list[Finding] = []
@@ -137,8 +135,8 @@ def examine(
             collector = _open(family, dataclasses.replace(host, claimed=claimed), setting, findings)
             if collector is not None:
                 opened.append(collector)
-        sensors = PrimarySensors(nodename, primary)
-        readings = _read(opened, sensors, nodename, reading_s, counting_s)
+        sensors = PrimarySensors(host.nodename, primary)
+        readings = _read(opened, sensors, host.nodename, reading_s, counting_s)
         # A device that is read in the background may have failed since.
         findings += [finding for collector in opened for finding in collector.findings if finding not in findings]
         findings += [_silent(collector.name) for collector in opened if _is_silent(collector)]
@@ -154,7 +152,7 @@ def examine(
             collector.close()
     return Report(
         version=__version__,
-        nodename=nodename,
+        nodename=host.nodename,
         sysfs=str(host.sysfs),
         procfs=str(host.procfs),
         emulated=host.emulated,

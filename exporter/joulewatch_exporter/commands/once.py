@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config, state
     from joulewatch_exporter.sampling.saved import SavedState
     from joulewatch_exporter.server.exposition import Exposition
 
-    calibrations = load_calibrations(config.exporter.calibration_files, os.uname().nodename)
+    calibrations = load_calibrations(config.exporter.calibration_files, host.nodename)
     boot_id = state_file.boot_id()
     saved = None if state_path is None else state_file.load(state_path)
     if saved is not None:
@@ -75,7 +74,11 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config, state
     # node_exporter has its own process metrics, and rejects a textfile that repeats them.
     self_metrics = config.exporter.exporter_metrics and state_path is None
     exposition = Exposition(
-        emulated=host.emulated, start_s=start_s, self_metrics=self_metrics, calibrations=calibrations
+        emulated=host.emulated,
+        start_s=start_s,
+        nodename=host.nodename,
+        self_metrics=self_metrics,
+        calibrations=calibrations,
     )
     sys.stdout.write(exposition.render(scans, "text", primary=primary).decode())
     sys.stdout.flush()

@@ -97,8 +97,9 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     exposition = Exposition(
         emulated=host.emulated,
         start_s=time.time(),
+        nodename=host.nodename,
         self_metrics=settings.exporter_metrics,
-        calibrations=load_calibrations(settings.calibration_files, os.uname().nodename),
+        calibrations=load_calibrations(settings.calibration_files, host.nodename),
     )
 
     def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:

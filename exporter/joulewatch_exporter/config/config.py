@@ -60,6 +60,8 @@ class ExporterSettings:
     """TLS and basic auth, in the format of the Prometheus exporter toolkit."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "logfmt"
+    nodename: str | None = None
+    """Name of this machine in the labels; None: its hostname, which in a container is that of the container."""
     path: PathSettings = field(default_factory=PathSettings)
     primary_node_sensor: Mapping[str, str] = field(default_factory=dict)
     """Name of a host, or a pattern such as ``rack3-*`` -> the collector whose node sensor is primary there. The first
@@ -87,6 +89,17 @@ class ExporterSettings:
             raise ValueError(f"read_timeout_seconds: {self.read_timeout_seconds:g} is not above 0")
         if self.rediscover_seconds < 0:
             raise ValueError(f"rediscover_seconds: {self.rediscover_seconds:g} is below 0")
+        if self.nodename == "":
+            raise ValueError("nodename: must not be empty")
+
+    def host(self) -> Host:
+        """Return this machine, with its name and the roots of its files.
+
+        Raises:
+            ConfigError: A root is not a folder.
+        """
+        host = self.path.host()
+        return host if self.nodename is None else dataclasses.replace(host, nodename=self.nodename)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -82,7 +81,7 @@ class Sampler:
         self._rediscover_s = rediscover_s
         self._hang_s = hang_s
         self._openers: dict[str, DeadlineThread] = {}
-        self._primary = PrimarySensors(os.uname().nodename, primary)
+        self._primary = PrimarySensors(host.nodename, primary)
         self._plausibility = Plausibility()
         self._layouts: tuple[tuple[str, Layout], ...] = ()
         self._primary_keys: frozenset[Key] = frozenset()

@@ -107,6 +107,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("exporter: {max_requests: 1.5}", "exporter.max_requests: must be a whole number, not 1.5"),
         ("exporter: {read_timeout_seconds: 0}", "exporter.read_timeout_seconds: 0 is not above 0"),
         ("exporter: {read_timeout_seconds: .nan}", "exporter.read_timeout_seconds: must be a number, not nan"),
+        ("exporter: {nodename: ''}", "exporter.nodename: must not be empty"),
         ("exporter: {rediscover_seconds: -3}", "exporter.rediscover_seconds: -3 is below 0"),
         ("exporter: {listen: []}", "exporter.listen: needs at least one address"),
         ("exporter: {listen: here}", "exporter.listen: 'here' is not a valid address such as :10717"),
