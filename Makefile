@@ -14,7 +14,7 @@ LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals packages lock clean help
+.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals manifests packages lock clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -80,6 +80,9 @@ dashboards: $(DEV_STAMP)  ## rebuild the dashboards' JSON
 
 manuals: $(DEV_STAMP)  ## rebuild the manual pages and shell completions
 	@$(BIN)/python deploy/build.py
+
+manifests: $(DEV_STAMP)  ## render the Helm chart into the plain manifests of Kubernetes
+	@$(BIN)/python deploy/kubernetes/build.py
 
 packages: $(RELEASE_STAMP)  ## build the wheel, the sdist and the packages of Debian and RPM in dist
 	@$(BIN)/python -m build --no-isolation --outdir dist
