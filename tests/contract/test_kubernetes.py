@@ -196,7 +196,7 @@ def test_the_pod_has_one_capability_and_can_write_nothing(values: dict[str, Any]
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     assert only["securityContext"] == {
-        "allowPrivilegeEscalation": True,  # no_new_privs would take the capability of the file away
+        "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"], "add": ["DAC_READ_SEARCH"]},
         "readOnlyRootFilesystem": True,
     }
