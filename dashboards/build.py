@@ -1,4 +1,4 @@
-"""Write the JSON files of the Grafana dashboards.
+"""Write the JSON files of the Grafana dashboards, and the links from the alerts to their runbooks.
 
     python dashboards/build.py            # write the files
     python dashboards/build.py --check    # exit 1 if a file differs from what this program writes
@@ -20,15 +20,18 @@ from fleet import fleet
 from kit import to_json
 from node import node
 from results import results
+from runbooks import PROJECT_URL, with_runbooks
 from trust import trust
 
 FOLDER: Final = Path(__file__).resolve().parent
+RULES: Final = FOLDER / "rules" / "joulewatch.rules.yaml"
 
 
 def files() -> dict[Path, str]:
     """Return every file that this program writes, with its text."""
     boards = {"fleet": fleet, "node": node, "experiment": experiment, "results": results, "trust": trust}
-    return {FOLDER / f"{name}.json": to_json(board()) for name, board in boards.items()}
+    texts = {FOLDER / f"{name}.json": to_json(board()) for name, board in boards.items()}
+    return texts | {RULES: with_runbooks(RULES.read_text(encoding="utf-8"), PROJECT_URL)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

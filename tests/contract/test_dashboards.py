@@ -254,6 +254,7 @@ def test_the_committed_dashboards_are_what_the_builder_writes() -> None:
 def test_check_writes_nothing_and_names_the_stale_files(tmp_path: Path) -> None:
     for source in dashboards.FOLDER.glob("*.py"):
         shutil.copy(source, tmp_path)
+    shutil.copytree(dashboards.FOLDER / "rules", tmp_path / "rules")
     outcome = run_builder(tmp_path, "--check")
     assert outcome.returncode == 1
     for name in dashboards.NAMES:

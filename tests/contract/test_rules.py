@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 import subprocess
+import tomllib
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
+import yaml
 
 from joulewatch_exporter import catalog
 from support import dashboards
@@ -23,13 +29,22 @@ GROUPS: Final = dashboards.rule_groups()
 ALL_RULES: Final = [rule for group in GROUPS for rule in group["rules"]]
 
 
+def runbooks() -> ModuleType:
+    """Return the module ``dashboards/runbooks.py``, which is in no package."""
+    spec = importlib.util.spec_from_file_location("runbooks", dashboards.FOLDER / "runbooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def name(rule: dict[str, Any]) -> str:
     return str(rule.get("record") or rule["alert"])
 
 
-def promtool(*arguments: str) -> None:
+def promtool(*arguments: str, folder: Path = FOLDER) -> None:
     outcome = subprocess.run(
-        [require_program("promtool", "prometheus"), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=60
+        [require_program("promtool", "prometheus"), *arguments], cwd=folder, capture_output=True, text=True, timeout=60
     )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
@@ -38,8 +53,12 @@ def test_the_rules_pass_the_linter() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", FILE.name)
 
 
-def test_the_rules_pass_their_tests() -> None:
-    promtool("test", "rules", *TESTS)
+def test_the_rules_pass_their_tests(tmp_path: Path) -> None:
+    """The tests expect alerts without links, which depend on PROJECT_URL."""
+    for name in TESTS:
+        shutil.copy(FOLDER / name, tmp_path)
+    (tmp_path / FILE.name).write_text(runbooks().with_runbooks(FILE.read_text("utf-8"), ""), "utf-8")
+    promtool("test", "rules", *TESTS, folder=tmp_path)
 
 
 def test_every_rule_is_tested() -> None:
@@ -87,3 +106,34 @@ def test_every_alert_has_a_section_in_the_readme() -> None:
     readme = (dashboards.FOLDER / "README.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^### (\w+)\nSeverity (\w+)\.", readme, re.MULTILINE))
     assert sections == {rule["alert"]: rule["labels"]["severity"] for rule in ALL_RULES if "alert" in rule}
+
+
+URL: Final = "https://example.com/owner/joulewatch"
+
+
+def test_with_a_project_url_every_alert_has_a_runbook(tmp_path: Path) -> None:
+    text = FILE.read_text("utf-8")
+    linked = runbooks().with_runbooks(text, URL)
+    (tmp_path / FILE.name).write_text(linked, "utf-8")
+    promtool("check", "rules", "--lint=all", "--lint-fatal", FILE.name, folder=tmp_path)
+    alerts = {
+        rule["alert"]: rule for group in yaml.safe_load(linked)["groups"] for rule in group["rules"] if "alert" in rule
+    }
+    assert len(alerts) == sum("alert" in rule for rule in ALL_RULES)
+    headings = re.findall(r"^### (\w+)$", (dashboards.FOLDER / "README.md").read_text("utf-8"), re.MULTILINE)
+    anchors = {f"{URL}/blob/main/dashboards/README.md#{heading.lower()}" for heading in headings}
+    for alert, rule in alerts.items():
+        assert rule["annotations"]["runbook_url"] in anchors
+        assert rule["annotations"]["runbook_url"].endswith(f"#{alert.lower()}")
+    assert runbooks().with_runbooks(linked, URL) == linked
+    assert runbooks().with_runbooks(linked, "") == runbooks().with_runbooks(text, "")
+
+
+def test_without_a_project_url_no_file_has_a_link_to_the_project() -> None:
+    """``[project.urls]`` and the links of the alerts exist only if PROJECT_URL is set, and are below it."""
+    project_url = runbooks().PROJECT_URL
+    project = tomllib.loads((dashboards.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    links = [*project.get("urls", {}).values(), *re.findall(r"runbook_url: (.*)", FILE.read_text("utf-8"))]
+    assert bool(links) == bool(project_url)
+    assert all(link.startswith(project_url) for link in links)
+    assert not project_url.endswith("/")
