@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_another_mixin_can_be_added(field: str) -> None:
     program = f"((import {json.dumps(str(MIXIN))}) + {{ {field}+:: {{ groups+: [{{ name: 'more' }}] }} }}).{field}"
     names = [group["name"] for group in json.loads(_jsonnet.evaluate_snippet("test", program))["groups"]]
     assert names == [group["name"] for group in evaluate(field)["groups"]] + ["more"]
+
+
+def test_the_readme_writes_files_that_prometheus_and_grafana_load() -> None:
+    readme = (dashboards.FOLDER / "README.md").read_text("utf-8")
+    (program,) = re.findall(r"^cat >joulewatch\.jsonnet <<'END'\n(.*?)^END$", readme, re.DOTALL | re.MULTILINE)
+    files = json.loads(_jsonnet.evaluate_snippet("README.md", program, jpathdir=[str(dashboards.ROOT)]))
+    assert files.keys() == {"rules.yaml", "alerts.yaml", *(f"joulewatch-{name}.json" for name in dashboards.NAMES)}
+    assert 'joulewatch_exporter_info{job="joulewatch"}' in json.dumps(files["alerts.yaml"]).replace("\\", "")
