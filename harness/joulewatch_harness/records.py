@@ -8,6 +8,7 @@ missing field is a RecordError.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,79 @@ SCHEMA_VERSION: Final = 2
 
 WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRecord:
+    """Calibration of a sensor, as its exporter published it: true power = gain * power + offset_watts.
+
+    The values of the sensor are never calibrated in a record, only in the analysis.
+    """
+
+    gain: float
+    offset_watts: float
+    gain_standard_uncertainty: float
+    offset_standard_uncertainty_watts: float
+    gain_offset_covariance_watts: float
+    linearity_watts: float
+    """Standard deviation of the true power from the line."""
+    lowest_watts: float
+    """Calibrated range of the power that the sensor reads."""
+    highest_watts: float
+    reference: str = ""
+    """The meter that the sensor was compared with."""
+    reference_accuracy: float | None = None
+    """Relative half-width; None: unknown. The uncertainties above do not include it."""
+    date: str = ""
+    """Time of the calibration, which identifies it: sensors that were calibrated as a sum have the same."""
+
+    @classmethod
+    def of_metrics(cls, values: Mapping[str, float], labels: Mapping[str, str]) -> Self | None:
+        """Return the calibration that an exporter publishes; None if a parameter is missing or is not valid.
+
+        Args:
+            values: ``parameter`` -> value of ``joulewatch_sensor_calibration``.
+            labels: Labels of ``joulewatch_sensor_calibration_info``.
+        """
+        parameters = {name: values.get(name, math.nan) for name in catalog.CALIBRATION_PARAMETERS}
+        if not all(map(math.isfinite, parameters.values())) or parameters["gain"] <= 0:
+            return None
+        try:
+            accuracy = float(labels.get("reference_accuracy", ""))
+        except ValueError:
+            accuracy = None
+        texts = {name: labels.get(name, "") for name in ("reference", "date")}
+        return cls(reference_accuracy=accuracy, **texts, **parameters)  # type: ignore[arg-type]
+
+    @property
+    def centre_watts(self) -> float:
+        """The power at which errors of gain and value are independent."""
+        variance = self.gain_standard_uncertainty**2
+        return -self.gain_offset_covariance_watts / variance if variance > 0 else 0.0
+
+    @property
+    def level_standard_watts(self) -> float:
+        """Standard uncertainty of the calibrated power at the centre."""
+        gain = self.gain_standard_uncertainty * self.centre_watts
+        return math.sqrt(max(self.offset_standard_uncertainty_watts**2 - gain**2, 0.0))
+
+    def outside_watts(self, watts: float) -> float:
+        """Return how far a power is above (positive) or below the calibrated range; 0: it is inside."""
+        return watts - min(max(watts, self.lowest_watts), self.highest_watts)
+
+    @property
+    def margin_watts(self) -> float:
+        """Distance from the calibrated range that is not worth a warning."""
+        return _MARGIN * (self.highest_watts - self.lowest_watts)
+
+    @property
+    def text(self) -> str:
+        """The calibration for people."""
+        accuracy = "accuracy unknown" if self.reference_accuracy is None else f"±{100 * self.reference_accuracy:g} %"
+        return f"calibrated {self.date} with {self.reference} ({accuracy})"
+
+
+_MARGIN: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +128,13 @@ class SensorRecord:
     """Of a node sensor: whether it is the one of its host that counts; None: unknown, or not a node sensor."""
     host: str = ""
     """The machine of a node sensor: the nodename, or the target's name for a remote BMC."""
+    calibration: CalibrationRecord | None = None
+    """None: the values are used as the sensor reads them."""
+
+    @property
+    def known_accuracy(self) -> float | None:
+        """Relative half-width of its energies: of the reference if it is calibrated, else as published."""
+        return self.accuracy if self.calibration is None else self.calibration.reference_accuracy
 
     @classmethod
     def of_labels(cls, exporter: str, labels: Mapping[str, str]) -> Self:

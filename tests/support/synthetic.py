@@ -20,6 +20,7 @@ from joulewatch_harness.delivery.remote_write import send_samples
 from joulewatch_harness.delivery.sinks import run_items
 from joulewatch_harness.errors import QueryError
 from joulewatch_harness.records import (
+    CalibrationRecord,
     Configuration,
     Edge,
     EdgeClock,
@@ -131,11 +132,33 @@ class World:
                         name=catalog.SENSOR_REFRESH.name, labels=labels, times_s=times, values=item.refresh_s * ones
                     )
                 )
+            if item.calibration is not None:
+                result += _calibration(item.calibration, labels, times)
             device = {"instance": instance, "collector": item.collector, "device": item.device}
             if (item.collector, item.device) not in devices:
                 devices.add((item.collector, item.device))
                 result.append(RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times, values=reads))
         return result
+
+
+def _calibration(one: CalibrationRecord, labels: dict[str, str], times: NDArray[np.float64]) -> list[RawSeries]:
+    """Return the series of a calibration, as an exporter publishes it."""
+    accuracy = "" if one.reference_accuracy is None else repr(one.reference_accuracy)
+    texts = {"reference": one.reference, "reference_accuracy": accuracy, "date": one.date}
+    ones = np.ones(times.shape)
+    name = catalog.SENSOR_CALIBRATION_INFO.name
+    return [
+        RawSeries(name=name, labels={**labels, **texts}, times_s=times, values=ones),
+        *(
+            RawSeries(
+                name=catalog.SENSOR_CALIBRATION.name,
+                labels={**labels, "parameter": parameter},
+                times_s=times,
+                values=getattr(one, parameter) * ones,
+            )
+            for parameter in catalog.CALIBRATION_PARAMETERS
+        ),
+    ]
 
 
 def sensor(device: str, domain: str, component: str = "cpu", scope: str = "device", **more: object) -> SensorRecord:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from joulewatch_exporter import catalog
 from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
-from joulewatch_harness.records import EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
+from joulewatch_harness.records import CalibrationRecord, EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
 
 DEFAULT_PATH: Final = "/metrics"
 DEFAULT_OPTIONS: Final = HttpOptions(timeout_s=2.0)
@@ -241,6 +241,8 @@ class ExporterClient:
         sensors: list[dict[str, str]] = []
         refresh_s: dict[tuple[str, ...], float] = {}
         window_s: dict[tuple[str, ...], float] = {}
+        calibrations: dict[tuple[str, ...], dict[str, float]] = {}
+        calibration_infos: dict[tuple[str, ...], dict[str, str]] = {}
         asleep: list[str] = []
         started_at_s = None
         for raw, value in self.parse(answer.body):
@@ -255,6 +257,11 @@ class ExporterClient:
                 refresh_s[_sensor_key(self._labels(raw))] = value
             elif name == catalog.SENSOR_WINDOW.name:
                 window_s[_sensor_key(self._labels(raw))] = value
+            elif name == catalog.SENSOR_CALIBRATION.name:
+                labels = self._labels(raw)
+                calibrations.setdefault(_sensor_key(labels), {})[labels.get("parameter", "")] = value
+            elif name == catalog.SENSOR_CALIBRATION_INFO.name:
+                calibration_infos[_sensor_key(self._labels(raw))] = self._labels(raw)
             elif name == catalog.SENSOR_STATE.name and self._labels(raw).get("state") == "asleep":
                 asleep.append(" ".join(_device(self._labels(raw))))
         if info is None:
@@ -276,6 +283,9 @@ class ExporterClient:
                 SensorRecord.of_labels(self.name, labels),
                 refresh_s=refresh_s.get(_sensor_key(labels)),
                 window_s=window_s.get(_sensor_key(labels)),
+                calibration=CalibrationRecord.of_metrics(
+                    calibrations.get(_sensor_key(labels), {}), calibration_infos.get(_sensor_key(labels), {})
+                ),
             )
             for labels in sensors
         )

@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: Bad times, no source or two, or no sensor matches.
         QueryError, RecordError: The source cannot be read.
     """
-    from joulewatch_harness.analysis.energy.sensor_energies import frozen_notices, measure
+    from joulewatch_harness.analysis.energy.sensor_energies import calibration_notices, frozen_notices, measure
     from joulewatch_harness.analysis.energy.window_energy import Span
     from joulewatch_harness.analysis.reports import energy_report
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no sensor {wanted}; the sensors are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
         )
-    notices = [*history.notices, *frozen_notices(rows)]
+    notices = [*history.notices, *frozen_notices(rows), *calibration_notices(rows)]
     if args.format == "json":
         sys.stdout.write(energy_report.render_json(rows, span, where, notices))
     elif args.format == "csv":

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
 
-from joulewatch_harness.analysis.energy.sensor_energies import SensorEnergy, frozen_notices, matches, measure
+from joulewatch_harness.analysis.energy.sensor_energies import (
+    SensorEnergy,
+    calibration_notices,
+    frozen_notices,
+    matches,
+    measure,
+)
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.identity import Notice
@@ -64,8 +70,8 @@ class _Sum:
     accuracy_known: bool = True
     reasons: set[str] = field(default_factory=set)
     methods: set[str] = field(default_factory=set)
-    doubts: dict[SensorId, Notice] = field(default_factory=dict)
-    """Sensor -> the first warning about it."""
+    doubts: dict[tuple[SensorId, str], Notice] = field(default_factory=dict)
+    """Sensor and reason -> the first notice about it."""
 
     def add(self, span: Span, rows: Sequence[SensorEnergy]) -> None:
         """Add a piece of time in which every sensor has a number."""
@@ -76,8 +82,8 @@ class _Sum:
         self.accuracy_known &= all(energy.accuracy_known for energy in energies)
         self.methods |= {row.record.method for row in rows}
         for row in rows:
-            for notice in frozen_notices([row]):
-                self.doubts.setdefault(row.sensor, notice)
+            for notice in (*frozen_notices([row]), *calibration_notices([row])):
+                self.doubts.setdefault((row.sensor, notice.reason), notice)
 
 
 def calendar_spans(start_s: float, end_s: float, every: Every) -> list[Span]:
@@ -137,9 +143,7 @@ def interval_energies(
                 methods=tuple(sorted(total.methods)),
             )
             rows.append(row)
-    doubts = {
-        sensor: notice for by_group in sums for total in by_group.values() for sensor, notice in total.doubts.items()
-    }
+    doubts = {key: notice for by_group in sums for total in by_group.values() for key, notice in total.doubts.items()}
     return rows, [*notices.values(), *doubts.values()]
 
 

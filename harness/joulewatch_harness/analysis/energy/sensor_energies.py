@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from joulewatch_harness.analysis.energy.calibrated import outside_text, with_calibration
 from joulewatch_harness.analysis.energy.from_history import energy_from_counter
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.frozen import check_frozen
@@ -112,6 +113,7 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
             reason = "sensor_asleep" if health.asleep else "sensor_down" if health.down else error.reason
             rows.append(SensorEnergy(sensor=sensor, record=record, energy=None, reason=reason, text=str(error)))
             continue
+        energy = with_calibration(energy, record.calibration)
         rows.append(SensorEnergy(sensor=sensor, record=record, energy=energy, warning=warning))
     return rows
 
@@ -123,6 +125,19 @@ def frozen_notices(rows: Sequence[SensorEnergy]) -> list[Notice]:
         for row in rows
         if row.warning
     ]
+
+
+def calibration_notices(rows: Sequence[SensorEnergy]) -> list[Notice]:
+    """Return which energies are calibrated, and warnings about those outside of the calibrated range."""
+    notices = []
+    for row in rows:
+        if row.energy is not None and row.energy.calibration is not None:
+            exporter, text = row.sensor.exporter, f"{row.sensor}: {row.energy.calibration.text}"
+            notices.append(Notice(severity="info", reason="calibrated", text=text, exporter=exporter))
+            if outside := outside_text(row.energy):
+                text = f"{row.sensor}: {outside}"
+                notices.append(Notice(severity="warning", reason="outside_calibration", text=text, exporter=exporter))
+    return notices
 
 
 def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.records import CalibrationRecord
 
 Method = Literal["edges", "history", "power"]
 Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
@@ -99,6 +100,8 @@ class BudgetItem:
     """The same in every repeat, so repeats do not reduce it: the accuracy of a sensor, and the power next to the edges
     of a window, which is similar each time. The phase of a sensor's refresh is not systematic."""
     family: str = ""
+    sign: Literal[1, -1] = 1
+    """Of a systematic component: -1 if the same error lowers this energy and raises that of other powers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,8 @@ class WindowEnergy:
     duration_s: float
     samples: int
     """Samples inside the window; with edges: the two readings."""
+    calibration: CalibrationRecord | None = None
+    """The calibration that is applied; None: as the sensor reads it."""
 
     @property
     def standard_joules(self) -> float:
@@ -130,6 +135,12 @@ class WindowEnergy:
     @property
     def mean_power_watts(self) -> float:
         return self.joules / self.duration_s
+
+    def as_read(self, joules: float) -> float:
+        """Return an energy of this window without its calibration, as the sensor reads it."""
+        if self.calibration is None:
+            return joules
+        return (joules - self.calibration.offset_watts * self.duration_s) / self.calibration.gain
 
 
 def check_refresh(window: Span, traits: Traits) -> None:

@@ -85,6 +85,10 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
             sensors[sensor] = stored
         elif known.window_s is None and stored.window_s is not None:
             sensors[sensor] = replace(known, window_s=stored.window_s)
+        if known is not None:
+            # Of the start of the run, as its journal holds it.
+            calibration = known.calibration or stored.calibration
+            sensors[sensor] = replace(sensors[sensor], calibration=calibration)
     for window in record.windows:
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():

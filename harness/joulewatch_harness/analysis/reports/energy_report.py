@@ -19,6 +19,7 @@ from joulewatch_harness.analysis.reports.table import (
 )
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, quantity, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
+from joulewatch_harness.records import encode
 
 SCHEMA_VERSION: Final = 1
 JOULES_PER_KWH: Final = 3.6e6
@@ -136,6 +137,7 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("primary", lambda row: _PRIMARY[row.record.primary]),
         Column("host", lambda row: row.record.host),
         Column("warning", lambda row: row.warning),
+        Column("calibration", lambda row: "" if row.record.calibration is None else row.record.calibration.date),
     ]
     return Table(columns, rows).csv()
 
@@ -224,6 +226,7 @@ def _row_document(row: SensorEnergy) -> dict[str, Any]:
         "method": row.record.method,
         "primary": row.record.primary,
         "host": row.record.host,
+        "calibration": encode(row.record.calibration),
         "missing": row.reason,
         "missing_text": row.text,
         "energy": None,

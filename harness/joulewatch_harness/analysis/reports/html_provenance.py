@@ -99,9 +99,7 @@ def provenance_section(result: RunResult, *, expanded: bool) -> Markup:
         Column[Any]("collector", lambda one: f"{one.collector} on {one.exporter}", text=True),
         Column[Any]("method", lambda one: to_text.METHOD_TEXTS.get(one.method, one.method), text=True),
         Column[Any]("model", lambda one: one.model, text=True),
-        Column[Any](
-            "accuracy", lambda one: "unknown" if one.accuracy is None else to_text.accuracy_text(one), text=True
-        ),
+        Column[Any]("accuracy", lambda one: to_text.accuracy_text(one) or "unknown", text=True),
     ]
     notes = [tag("li", f"{utc(note.at_s)}: {note.text}") for note in result.record.notes]
     plan = json.dumps(encode(header.plan), indent=2, ensure_ascii=False)

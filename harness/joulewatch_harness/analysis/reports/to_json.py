@@ -107,6 +107,7 @@ def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | 
                 "degrees_of_freedom": _finite(line.dof),
                 "systematic": line.systematic,
                 "text": line.text,
+                **({"sign": line.sign} if line.sign < 0 else {}),
             }
             for line in estimate.budget
         ],

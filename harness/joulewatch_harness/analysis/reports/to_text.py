@@ -416,7 +416,7 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
             text = ", ".join(names[:_MOST_NAMES])
             if len(names) > _MOST_NAMES:
                 text += f" and {len(names) - _MOST_NAMES} more"
-            extra = {accuracy_text(record) for record in items if record.accuracy is not None} | {
+            extra = {*filter(None, map(accuracy_text, items))} | {
                 record.model for record in items if record.model and method in ("estimated", "integrated")
             }
             note = f" ({'; '.join(sorted(extra))})" if extra else ""
@@ -426,8 +426,13 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
 
 
 def accuracy_text(record: SensorRecord) -> str:
+    """Return the calibration of a sensor, else its published accuracy; empty if it has neither."""
+    if record.calibration is not None:
+        return record.calibration.text
+    if record.accuracy is None:
+        return ""
     source = f", {record.accuracy_source}" if record.accuracy_source else ""
-    return f"±{100 * (record.accuracy or 0.0):g} %{source}"
+    return f"±{100 * record.accuracy:g} %{source}"
 
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:

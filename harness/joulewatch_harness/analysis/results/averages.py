@@ -44,7 +44,9 @@ def per_inference(
         )
         for name, u in energy.systematic.items():
             factor = share if name.startswith(ACCURACY) else 1.0
-            systematic.setdefault(name, []).append(factor * u / count)
+            # A calibration has the same errors while idle; the net energy has what does not cancel.
+            while_idle = idle.calibration_watts.get(name, 0.0) * measured.span.duration_s if idle is not None else 0.0
+            systematic.setdefault(name, []).append((factor * u - while_idle) / count)
         for name, text in energy.texts.items():
             texts.setdefault(name, text)
         seconds.append(measured.span.duration_s / count)

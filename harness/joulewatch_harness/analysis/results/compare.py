@@ -11,6 +11,8 @@ Errors that cancel, because they are the same in A and B (correlation 1):
   as one scale factor, independent of the load: it contributes accuracy x difference to the difference in joules, and
   nothing to the difference in percent. A sensor whose error depends on the power is not covered by that;
   ``cancel=False`` counts both errors in full.
+* the calibration of a sensor, in the same case: its errors are those of a straight line, so what remains is known, and
+  also which errors of A and B have opposite signs.
 * the idle power that was subtracted (net only), if it is from the same idle windows: it contributes its watts x the
   difference in seconds per inference.
 
@@ -47,6 +49,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from joulewatch_harness.analysis.energy.calibrated import CALIBRATION
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
@@ -328,7 +331,7 @@ def _shared(a: Measure, b: Measure) -> Callable[[str], bool]:
     same_idle = bool(a.idle[1]) and a.idle == b.idle and a.sensors == b.sensors
 
     def shared(name: str) -> bool:
-        return (same_sensors and name.startswith(ACCURACY)) or (same_idle and name == IDLE_BASELINE)
+        return (same_sensors and name.startswith((ACCURACY, *CALIBRATION))) or (same_idle and name == IDLE_BASELINE)
 
     return shared
 
@@ -362,7 +365,9 @@ def _difference(
             continue
         # The error of a scale factor has the sign of the scaled value: net energies may be negative.
         scaled = line.name.startswith(ACCURACY)
-        signs = [math.copysign(1.0, estimate.value) if scaled else 1.0 for estimate in (a, b)]
+        signs = [
+            math.copysign(1.0, estimate.value) if scaled else one.sign for estimate, one in ((a, line), (b, partner))
+        ]
         rest = abs(signs[1] * partner.standard * weight_b - signs[0] * line.standard * weight_a)
         lines.append(
             replace(

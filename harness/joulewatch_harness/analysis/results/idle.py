@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from joulewatch_harness.analysis.energy.calibrated import CALIBRATION
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredWindow
 from joulewatch_harness.analysis.results.model import IdleBasis, IdlePower
@@ -34,11 +35,16 @@ def mean_idle_power(
         )
     )
     shared = math.fsum(
-        math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
+        math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith((ACCURACY, *CALIBRATION))))
         / measured.span.duration_s
         for measured, energy in windows
     )
     within = math.hypot(random / count, shared / count)
+    calibration_watts: dict[str, float] = {}
+    for measured, energy in windows:
+        for name, u in energy.systematic.items():
+            if name.startswith(CALIBRATION):
+                calibration_watts[name] = calibration_watts.get(name, 0.0) + u / measured.span.duration_s / count
     between = _idle_changes(watts, others)
     dof = effective_dof([(between, count - 1), (within, math.inf)]) if count > 2 else math.inf
     more = f"; uncertainty also from {len(others)} in other states" if others and count < 3 else ""
@@ -49,6 +55,7 @@ def mean_idle_power(
         basis=basis,
         windows=tuple(measured.window.index for measured, _ in windows),
         text=f"{count} idle {'window' if count == 1 else 'windows'} {text}{more}",
+        calibration_watts=calibration_watts,
     )
 
 

@@ -35,6 +35,8 @@ class BudgetLine:
     text: str
     counted: bool = True
     """False: the scatter of the repeats includes it, or is smaller than what is known within a repeat."""
+    sign: Literal[1, -1] = 1
+    """-1: the same error raises other results of this sensor and lowers this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,8 @@ class IdlePower:
     basis: IdleBasis
     windows: tuple[int, ...]
     text: str
+    calibration_watts: Mapping[str, float] = field(default_factory=dict)
+    """Component of a calibration -> signed standard uncertainty, which the gross energy has as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

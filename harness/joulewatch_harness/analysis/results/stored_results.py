@@ -247,9 +247,9 @@ def over_runs(measures: Sequence[Measure]) -> Measure:
                 others.setdefault(line.name, []).append(line)
     for parts in others.values():
         # The same error in every run adds linearly; independent errors average out.
-        standards = [line.standard for line in parts]
+        standards = [line.sign * line.standard for line in parts]
         whole = math.fsum(standards) if parts[0].systematic else math.hypot(*standards)
-        lines.append(replace(parts[0], standard=whole / count))
+        lines.append(replace(parts[0], standard=abs(whole) / count, sign=-1 if whole < 0 else 1))
     estimate = estimate_of(mean(values), lines, dict(enumerate(values)))
     covers = [part for part in common_covers(estimates) if part != "repeats"]
     return replace(joined, estimate=replace(estimate, covers=(*covers, "repeats") if covers else ()))
@@ -335,6 +335,7 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
             dof=math.inf if line["degrees_of_freedom"] is None else float(line["degrees_of_freedom"]),
             systematic=bool(line["systematic"]),
             text=line["text"],
+            sign=line.get("sign", 1),
         )
         for line in data["budget"]
     )

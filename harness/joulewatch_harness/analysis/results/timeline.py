@@ -10,7 +10,7 @@ import numpy as np
 
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, default_max_gap_s
-from joulewatch_harness.records import RunRecord
+from joulewatch_harness.records import CalibrationRecord, RunRecord
 
 WHOLE_SERVER: Final = "whole server"
 _MARGIN_S: Final = 1.0
@@ -41,7 +41,10 @@ def power_lines(record: RunRecord, source: SampleSource | None) -> tuple[PowerLi
     history = source.history([(start_s, end_s)], record.header.exporters or None, power=True)
     lines = []
     for name, sensors in _groups(history).items():
-        parts = [(history.counters.get(sensor), history.powers.get(sensor)) for sensor in sensors]
+        parts = [
+            (history.counters.get(sensor), history.powers.get(sensor), history.sensors[sensor].calibration)
+            for sensor in sensors
+        ]
         line = _line(name, parts, start_s, end_s)
         if line is not None:
             lines.append(line)
@@ -64,21 +67,27 @@ def _groups(history: History) -> dict[str, list[SensorId]]:
 
 
 def _line(
-    name: str, parts: Sequence[tuple[Series | None, Series | None]], start_s: float, end_s: float
+    name: str,
+    parts: Sequence[tuple[Series | None, Series | None, CalibrationRecord | None]],
+    start_s: float,
+    end_s: float,
 ) -> PowerLine | None:
     """Return the sum of some sensors, each a counter or a gauge of power; None if there are too few samples."""
-    series = [counter if counter is not None else power for counter, power in parts]
+    series = [counter if counter is not None else power for counter, power, _ in parts]
     times_s = np.unique(np.concatenate([one.times_s for one in series if one is not None]))
     times_s = times_s[(times_s >= start_s) & (times_s <= end_s)]
     if times_s.size < 2:
         return None
     middles_s = (times_s[1:] + times_s[:-1]) / 2
     watts = np.zeros(middles_s.shape)
-    for counter, power in parts:
+    for counter, power, calibration in parts:
         if counter is not None:
-            watts += _at(counter, np.diff(counter.values) / np.diff(counter.times_s), middles_s)
+            read = _at(counter, np.diff(counter.values) / np.diff(counter.times_s), middles_s)
         elif power is not None:
-            watts += _at(power, (power.values[1:] + power.values[:-1]) / 2, middles_s)
+            read = _at(power, (power.values[1:] + power.values[:-1]) / 2, middles_s)
+        else:
+            continue
+        watts += read if calibration is None else calibration.gain * read + calibration.offset_watts
     return PowerLine(name, times_s, watts)
 
 

@@ -19,7 +19,7 @@ class Combined:
     random: Mapping[str, float]
     """Component -> standard uncertainty in joules."""
     systematic: Mapping[str, float]
-    """Component and family -> standard uncertainty in joules."""
+    """Component and family -> standard uncertainty in joules; its sign: see ``BudgetItem.sign``."""
     texts: Mapping[str, str]
     sources: frozenset[str]
     accuracy_known: bool
@@ -37,7 +37,7 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
             texts.setdefault(key, component.text)
             if component.systematic:
                 # Common to all sensors of a window or of a family, so they add linearly.
-                systematic[key] = systematic.get(key, 0.0) + component.standard_joules
+                systematic[key] = systematic.get(key, 0.0) + component.sign * component.standard_joules
             else:
                 random[key] = math.hypot(random.get(key, 0.0), component.standard_joules)
     joules = math.fsum(energy.joules for energy in energies)
@@ -69,7 +69,7 @@ def combine_mean(
 
     Args:
         rounds: Round -> its windows: (value, component -> standard uncertainty of that window).
-        systematic: Component -> standard uncertainty of the mean, the same in every repeat.
+        systematic: Component -> standard uncertainty of the mean, the same in every repeat, with its sign.
         texts: Component -> explanation.
         extra: Further lines.
         covers: What the components include, besides the repeats.
@@ -112,7 +112,15 @@ def combine_mean(
             )
         )
     lines += [
-        BudgetLine(name=name, kind="B", standard=standard, dof=math.inf, systematic=True, text=texts.get(name, ""))
+        BudgetLine(
+            name=name,
+            kind="B",
+            standard=abs(standard),
+            dof=math.inf,
+            systematic=True,
+            text=texts.get(name, ""),
+            sign=-1 if standard < 0 else 1,
+        )
         for name, standard in systematic.items()
     ]
     lines += list(extra)

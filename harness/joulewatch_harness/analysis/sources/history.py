@@ -16,7 +16,7 @@ from joulewatch_harness.analysis.sources.identity import Exporter, Notice, Place
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.clocktime import CLOCK_STEP_S
 from joulewatch_harness.plan.refresh import assumed_refresh_s
-from joulewatch_harness.records import ExporterRecord, RunRecord, SensorRecord
+from joulewatch_harness.records import CalibrationRecord, ExporterRecord, RunRecord, SensorRecord
 
 SCOPES: Final = ("device", "node", "part")
 _ENERGY_SCOPE: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
@@ -208,7 +208,8 @@ def traits_of(record: SensorRecord, observed: Series | None = None) -> Traits:
         refresh_s=refresh_s,
         resolution_joules=catalog.resolution_joules(record.resolution),
         resolution_watts=catalog.resolution_watts(record.resolution),
-        accuracy=record.accuracy,
+        # Of a calibrated sensor, the calibration has the uncertainty (``energy.calibrated``).
+        accuracy=None if record.calibration is not None else record.accuracy,
         family=record.collector,
         window_s=record.window_s or 0.0,
     )
@@ -291,6 +292,8 @@ class _Builder:
         self._sensors: dict[SensorId, SensorRecord] = {}
         self._refreshes: dict[QuantityKey, float] = {}
         self._windows: dict[QuantityKey, float] = {}
+        self._calibrations: dict[QuantityKey, dict[str, float]] = {}
+        self._calibration_infos: dict[QuantityKey, Mapping[str, str]] = {}
         self._diagnostics: dict[QuantityKey, dict[str, list[Series]]] = {}
         self._ups: dict[tuple[str, ...], list[Series]] = {}
         self._asleep: dict[tuple[str, ...], list[Series]] = {}
@@ -303,6 +306,8 @@ class _Builder:
             catalog.SENSOR_INFO.name: self._add_sensor,
             catalog.SENSOR_REFRESH.name: partial(self._add_largest, self._refreshes),
             catalog.SENSOR_WINDOW.name: partial(self._add_largest, self._windows),
+            catalog.SENSOR_CALIBRATION.name: self._add_calibration,
+            catalog.SENSOR_CALIBRATION_INFO.name: self._add_calibration_info,
             catalog.SENSOR_UP.name: self._add_up,
             catalog.SENSOR_STATE.name: self._add_state,
         }
@@ -336,6 +341,19 @@ class _Builder:
         if placed.raw.values.size:
             key = _labels_key(placed, catalog.SENSOR_LABELS)
             known[key] = max(known.get(key, 0.0), float(placed.raw.values[-1]))
+
+    def _add_calibration(self, placed: Placed) -> None:
+        if placed.raw.values.size:
+            key = _labels_key(placed, catalog.SENSOR_LABELS)
+            parameter = placed.labels.get("parameter", "")
+            self._calibrations.setdefault(key, {})[parameter] = float(placed.raw.values[-1])
+
+    def _add_calibration_info(self, placed: Placed) -> None:
+        key = _labels_key(placed, catalog.SENSOR_LABELS)
+        known = self._calibration_infos.get(key)
+        # Of two, the newer one is in force.
+        if known is None or placed.labels.get("date", "") > known.get("date", ""):
+            self._calibration_infos[key] = placed.labels
 
     def _add_diagnostic(self, kind: str, placed: Placed) -> None:
         key = _labels_key(placed, catalog.SENSOR_LABELS)
@@ -427,9 +445,13 @@ class _Builder:
                 record,
                 refresh_s=self._refreshes.get(_quantity_key(sensor), record.refresh_s),
                 window_s=self._windows.get(_quantity_key(sensor), record.window_s),
+                calibration=self._calibration(_quantity_key(sensor)),
             )
             for sensor, record in sensors.items()
         }
+
+    def _calibration(self, key: QuantityKey) -> CalibrationRecord | None:
+        return CalibrationRecord.of_metrics(self._calibrations.get(key, {}), self._calibration_infos.get(key, {}))
 
 
 def _sleep_notice(device: tuple[str, ...]) -> Notice:

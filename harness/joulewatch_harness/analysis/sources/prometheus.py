@@ -240,7 +240,13 @@ class PrometheusSource:
         braces = selector(matchers)
         within = f"{braces}[{{range}}]"
         metadata: list[RawSeries] = []
-        for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
+        for metric in (
+            catalog.SENSOR_INFO,
+            catalog.SENSOR_REFRESH,
+            catalog.SENSOR_WINDOW,
+            catalog.SENSOR_CALIBRATION,
+            catalog.SENSOR_CALIBRATION_INFO,
+        ):
             metadata += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
         # Raw samples of diagnostics only if they changed: on a healthy machine that is none.
         for name in HEALTH_NAMES:

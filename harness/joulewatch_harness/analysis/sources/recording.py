@@ -30,6 +30,8 @@ _METADATA_NAMES: Final = (
     catalog.SENSOR_INFO.name,
     catalog.SENSOR_REFRESH.name,
     catalog.SENSOR_WINDOW.name,
+    catalog.SENSOR_CALIBRATION.name,
+    catalog.SENSOR_CALIBRATION_INFO.name,
     *_STATE_NAMES,
     *HEALTH_NAMES,
 )

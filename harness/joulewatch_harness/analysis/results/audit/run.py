@@ -82,7 +82,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _accuracy(run: MeasuredRun) -> Iterator[Finding]:
-    unknown = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.accuracy is None]
+    unknown = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.known_accuracy is None]
     if unknown:
         yield Finding(
             severity="info",
@@ -90,6 +90,25 @@ def _accuracy(run: MeasuredRun) -> Iterator[Finding]:
             text=f"no accuracy is published, so uncertainties do not include it: {_some(unknown)}",
             evidence={"sensors": len(unknown)},
         )
+
+
+def _calibrations(run: MeasuredRun) -> Iterator[Finding]:
+    for sensor, metadata in run.sensors.items():
+        calibration = metadata.calibration
+        if calibration is not None:
+            yield Finding(
+                severity="info",
+                reason="calibrated",
+                text=f"{sensor}: {calibration.text}: gain {calibration.gain:.4g}, offset "
+                f"{calibration.offset_watts:+.3g} W",
+                evidence={
+                    "sensor": str(sensor),
+                    "gain": calibration.gain,
+                    "offset_watts": calibration.offset_watts,
+                    "date": calibration.date,
+                    "reference": calibration.reference,
+                },
+            )
 
 
 def _notices(run: MeasuredRun) -> Iterator[Finding]:
@@ -213,5 +232,13 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
 
 
 RunCheck = Callable[[MeasuredRun], Iterator[Finding]]
-RUN_CHECKS: Final[tuple[RunCheck, ...]] = (_no_sensors, _methods, _accuracy, _notices, _settle, _networks)
+RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
+    _no_sensors,
+    _methods,
+    _accuracy,
+    _calibrations,
+    _notices,
+    _settle,
+    _networks,
+)
 HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)

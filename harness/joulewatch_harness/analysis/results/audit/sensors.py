@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_harness.analysis.energy.calibrated import outside_text
 from joulewatch_harness.analysis.energy.frozen import pause_in, pause_text
 from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measured, MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
@@ -124,6 +125,20 @@ def _short_pause(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, r
         )
 
 
+def _outside_calibration(
+    run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured
+) -> Iterator[Finding]:
+    text = outside_text(result.energy) if result.energy is not None else ""
+    if text:
+        yield Finding(
+            severity="warning",
+            reason="outside_calibration",
+            text=f"{sensor}: {text}",
+            evidence={"sensor": str(sensor)},
+            window=measured.window.index,
+        )
+
+
 def _steady(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
     """Compare the mean powers of a measure window's halves, if it contains at least four samples."""
     counter = run.history.counters.get(sensor)
@@ -162,5 +177,6 @@ SENSOR_CHECKS: Final[tuple[SensorCheck, ...]] = (
     _rejected,
     _unmeasured,
     _short_pause,
+    _outside_calibration,
     _steady,
 )

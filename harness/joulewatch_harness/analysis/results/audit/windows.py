@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from joulewatch_harness.analysis.energy.calibrated import calibration_joules
 from joulewatch_harness.analysis.energy.clock_offsets import HARNESS
 from joulewatch_harness.analysis.energy.windows import Measured, MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding
@@ -35,7 +36,8 @@ def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         whole = devices.get((sensor.exporter, sensor.collector, sensor.component, sensor.device))
         if sensor.scope != "part" or result.energy is None or whole is None or whole[1].energy is None:
             continue
-        if result.energy.lower_joules > whole[1].energy.upper_joules:
+        # As read: a calibration of the device is not one of its parts.
+        if result.energy.as_read(result.energy.lower_joules) > whole[1].energy.as_read(whole[1].energy.upper_joules):
             yield Finding(
                 severity="error",
                 reason="core_exceeds_package",
@@ -66,11 +68,12 @@ def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         ]
         if not devices:
             continue
-        slack = 1 + (run.sensors[sensor].accuracy or 0.0)
+        slack = 1 + (run.sensors[sensor].known_accuracy or 0.0)
         lower = sum(
-            energy.lower_joules * (1 - min(run.sensors[other].accuracy or 0.0, 1.0)) for other, energy in devices
+            energy.lower_joules * (1 - min(run.sensors[other].known_accuracy or 0.0, 1.0)) - calibration_joules(energy)
+            for other, energy in devices
         )
-        if lower > result.energy.upper_joules * slack:
+        if lower > result.energy.upper_joules * slack + calibration_joules(result.energy):
             yield Finding(
                 severity="warning",
                 reason="devices_exceed_node",

@@ -21,7 +21,7 @@ from joulewatch_harness.analysis.results.model import Estimate, IdlePower, RunRe
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.cli import main
-from joulewatch_harness.records import Edge, EdgeClock, ProcessorTime, RunEnd, SensorRecord, Window
+from joulewatch_harness.records import CalibrationRecord, Edge, EdgeClock, ProcessorTime, RunEnd, SensorRecord, Window
 from joulewatch_harness.storage.journal import Journal
 from support.fake_prometheus import URL, FakePrometheus
 from support.runs import window as window_of
@@ -497,6 +497,36 @@ def stored(world: World, samples: Samples, folder: Path, *, prometheus: bool) ->
 
 WITHOUT_A_RUN = {"too_few_samples"}
 """Reasons of power sensors without a counter, which only ``joulewatch energy`` reads."""
+
+
+CALIBRATION = CalibrationRecord(
+    gain=1.05,
+    offset_watts=2.0,
+    gain_standard_uncertainty=0.01,
+    offset_standard_uncertainty_watts=1.0,
+    gain_offset_covariance_watts=-0.008,
+    linearity_watts=0.5,
+    lowest_watts=30.0,
+    highest_watts=200.0,
+    reference="WT310",
+    reference_accuracy=0.001,
+    date="2026-11-28T10:00:00+00:00",
+)
+
+
+def calibrated_run(**changes: float) -> tuple[World, Samples]:
+    world = run([dataclasses.replace(CPU, calibration=dataclasses.replace(CALIBRATION, **changes))])
+    return world, world.scrapes()
+
+
+@case("calibrated", "info")
+def calibrated() -> tuple[World, Samples]:
+    return calibrated_run()
+
+
+@case("outside_calibration", "warning")
+def outside_calibration() -> tuple[World, Samples]:
+    return calibrated_run(highest_watts=120.0)
 
 
 def test_every_reason_has_a_case() -> None:
