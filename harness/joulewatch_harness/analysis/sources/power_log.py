@@ -1,0 +1,254 @@
+"""Logs of other meters: plain CSV with a column of times and one of power or energy.
+
+A log has no metadata: its unit is given, its resolution follows from the digits of its values, and its time between
+updates from its rows. What is not known is not guessed: a time without a zone, a value that is not a number, or
+times that do not increase are errors, each with its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import math
+import re
+import zoneinfo
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from joulewatch_harness.analysis.sources.series import Series, Traits
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.names import unknown
+
+POWER_UNITS: Final = {"W": 1.0, "mW": 1e-3, "kW": 1e3}
+ENERGY_UNITS: Final = {"J": 1.0, "Wh": 3600.0, "kWh": 3.6e6}
+UNITS: Final = (*POWER_UNITS, *ENERGY_UNITS)
+DEFAULT_TIME: Final = "time"
+_MISSING: Final = frozenset({"", "-", "--", "n/a", "nan", "null", "none"})
+"""Cells without a value: the meter was not read; the row is skipped."""
+_ROWS_FOR_DIGITS: Final = 1000
+_LATEST_S: Final = 1e11
+"""Larger numbers are not Unix seconds, but milliseconds or less."""
+_OFFSET: Final = re.compile(r"([+-])(\d{2}):?(\d{2})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFormat:
+    """How to read a log."""
+
+    time: str = DEFAULT_TIME
+    """Column of the times: Unix seconds or ISO 8601."""
+    power: str = ""
+    """Column of the power; or ``energy``."""
+    energy: str = ""
+    """Column of the energy since any time: a counter that never falls."""
+    unit: str = ""
+    """Empty: W, or J."""
+    timezone: str = ""
+    """Zone of times that name none: ``Europe/Zurich``, ``UTC``, ``+01:00``; empty: such times are an error."""
+
+    def __post_init__(self) -> None:
+        """Check the combination.
+
+        Raises:
+            ConfigError: It is not valid.
+        """
+        if bool(self.power) == bool(self.energy):
+            raise ConfigError("give the column of the log: --power COLUMN or --energy COLUMN")
+        if self.unit and self.unit not in UNITS:
+            raise ConfigError(f"--unit: {unknown('unit', self.unit, UNITS)}")
+        units = POWER_UNITS if self.power else ENERGY_UNITS
+        if self.unit and self.unit not in units:
+            kind, option = ("a power", "--energy") if self.power else ("an energy", "--power")
+            raise ConfigError(f"--unit {self.unit}: is not the unit of {kind}; use {option}, or {', '.join(units)}")
+        zone_of(self.timezone)
+
+    @property
+    def factor(self) -> float:
+        """Watts or joules per unit."""
+        return (POWER_UNITS if self.power else ENERGY_UNITS).get(self.unit, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PowerLog:
+    """A log: power or energy over time, and the limits of the meter that the log shows."""
+
+    path: Path
+    is_energy: bool
+    series: Series
+    """Watts, or joules of a counter, on the clock of the log."""
+    traits: Traits
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """First and last time."""
+        return float(self.series.times_s[0]), float(self.series.times_s[-1])
+
+
+def zone_of(text: str) -> datetime.tzinfo | None:
+    """Return a time zone by its name or offset; None for an empty text.
+
+    Raises:
+        ConfigError: There is no such zone.
+    """
+    if not text:
+        return None
+    if match := _OFFSET.fullmatch(text):
+        minutes = (int(match[2]) * 60 + int(match[3])) * (-1 if match[1] == "-" else 1)
+        return datetime.timezone(datetime.timedelta(minutes=minutes))
+    try:
+        return zoneinfo.ZoneInfo(text)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(
+            f"--timezone {text!r}: no such time zone; use a name such as Europe/Zurich or UTC, or +01:00"
+        ) from None
+
+
+def accuracy_of(text: str) -> float:
+    """Return the relative half-width of ``1%`` or ``0.01``.
+
+    Raises:
+        ConfigError: The text is neither.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if rest or not 0 <= share < 1:
+        raise ConfigError(f"--accuracy {text!r}: must be a share of the value, such as 1% or 0.01")
+    return share
+
+
+def read_power_log(path: Path, form: LogFormat) -> PowerLog:
+    """Read a CSV file.
+
+    Raises:
+        ConfigError: The file cannot be read, a column is missing, a value is not valid, or times do not increase; the
+            text names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8") from error
+    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
+    column = form.power or form.energy
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        at = [_column(path, name, header) for name in (form.time, column)]
+        times_s, values, digits = _read(path, rows, at, form)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {rows.line_num}: is not CSV: {error}") from error
+    if len(times_s) < 2:
+        raise ConfigError(f"{path}: fewer than two rows with a value in the column {column!r}")
+    series = Series(np.array(times_s), np.array(values) * form.factor, {"__name__": column})
+    step = 10.0**-digits * form.factor
+    is_energy = bool(form.energy)
+    return PowerLog(path=path, is_energy=is_energy, series=series, traits=_traits(series, step, is_energy=is_energy))
+
+
+def _delimiter(text: str) -> str:
+    """Return the delimiter of the first line that has the most of it."""
+    head = text.partition("\n")[0]
+    return max(",;\t", key=head.count)
+
+
+def _column(path: Path, name: str, header: Sequence[str]) -> int:
+    if header.count(name) != 1:
+        problem = unknown("column", name, header) if name not in header else f"the column {name!r} is there twice"
+        raise ConfigError(f"{path}: {problem}")
+    return header.index(name)
+
+
+def _read(
+    path: Path, rows: Iterator[list[str]], at: Sequence[int], form: LogFormat
+) -> tuple[list[float], list[float], int]:
+    """Return the times, the values in the unit of the log, and the largest number of decimals."""
+    times_s: list[float] = []
+    values: list[float] = []
+    digits = 0
+    time_at, value_at = at
+    parse = _time_parser(form)
+    for line, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        try:
+            time_text, text = row[time_at].strip(), row[value_at].strip()
+        except IndexError:
+            raise ConfigError(f"{path}: line {line}: has only {len(row)} columns") from None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            if text.lower() in _MISSING:
+                continue
+            raise ConfigError(f"{path}: line {line}: {text!r} is not a number")
+        try:
+            time_s = parse(time_text)
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {line}: {error}") from None
+        if times_s and time_s <= times_s[-1]:
+            raise ConfigError(f"{path}: line {line}: the time {time_text!r} is not later than that of the row before")
+        if form.energy and values and value < values[-1]:
+            raise ConfigError(f"{path}: line {line}: the energy falls to {text}: the meter was reset")
+        times_s.append(time_s)
+        values.append(value)
+        if len(values) <= _ROWS_FOR_DIGITS:
+            digits = max(digits, _decimals(text))
+    return times_s, values, digits
+
+
+def _decimals(text: str) -> int:
+    mantissa, _, exponent = text.lower().partition("e")
+    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
+
+
+def _time_parser(form: LogFormat) -> Callable[[str], float]:
+    zone = zone_of(form.timezone)
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            pass
+        else:
+            if not 0 <= number < _LATEST_S:
+                raise ValueError(f"the time {text!r} is not in Unix seconds (are they milliseconds?)")
+            return number
+        try:
+            when = datetime.datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is not a time; use Unix seconds or ISO 8601, such as 2026-11-28T10:00:00Z"
+            ) from None
+        if when.tzinfo is None:
+            if zone is None:
+                raise ValueError(f"the time {text!r} has no time zone; give the log's with --timezone")
+            when = when.replace(tzinfo=zone)
+        return when.timestamp()
+
+    return parse
+
+
+def _traits(series: Series, step: float, *, is_energy: bool) -> Traits:
+    """Return the limits of the meter that a log shows.
+
+    Power may stay the same because the load does, so its updates are taken for the rows. Energy rises with every update
+    of the meter: if it does not rise with every row, updates are rarer, or steps are larger than the last digit.
+    """
+    if not is_energy:
+        return Traits(refresh_s=series.spacing_s, resolution_watts=step)
+    rises = np.diff(series.values)
+    refresh_s = series.spacing_s
+    changed_s = series.times_s[1:][rises > 0]
+    if 1 < changed_s.size < rises.size:
+        refresh_s = max(refresh_s, float(np.diff(changed_s).min()))
+        step = max(step, float(rises[rises > 0].min()))
+    return Traits(refresh_s=refresh_s, resolution_joules=step)
