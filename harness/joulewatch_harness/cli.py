@@ -32,6 +32,7 @@ SUMMARIES: Final = {
     "recommend": "rank devices by the energy of a network at a rate, and report whether the best one is certain",
     "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
+    "calibrate": "compare a sensor with a meter over the windows of a run, and write its calibration",
     "runs": "list the stored runs, or push one to Prometheus",
     "export": "convert a recording to OpenMetrics text for promtool",
     "networks": "list the built-in networks with their precisions and options",

@@ -1,0 +1,1 @@
+"""Calibration of a sensor against a reference: comparison, straight line, file, figure."""
