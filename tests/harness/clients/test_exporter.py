@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from joulewatch_exporter import catalog
 from joulewatch_harness.clients.exporter import ExporterClient, parse_exposition, parse_key
 from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
-from joulewatch_harness.records import Edge
+from joulewatch_harness.records import CalibrationRecord, Edge
 from joulewatch_harness.runner.edges import EdgeReader
 from support.clock import NS_PER_S, FakeClock
 
@@ -147,6 +148,23 @@ def test_describe_returns_the_exporter_and_its_sensors(server: FakeServer) -> No
     assert (package.scope, package.method, package.source) == ("device", "counter", "/sys/x y")
     assert (package.accuracy, package.refresh_s, package.resolution) == (0.05, 0.001, "1.5e-05")
     assert (core.scope, core.accuracy, core.refresh_s) == ("part", None, None)
+
+
+def test_describe_returns_calibrations(server: FakeServer) -> None:
+    values = {name: float(number) for number, name in enumerate(catalog.CALIBRATION_PARAMETERS, start=1)}
+    lines = [f'joulewatch_sensor_calibration{{{SENSOR},parameter="{name}"}} {value}' for name, value in values.items()]
+    lines.append(
+        f'joulewatch_sensor_calibration_info{{{SENSOR},reference="WT310",reference_accuracy="0.01",date="2026"}} 1.0'
+    )
+    server.answer(BODY + "\n".join(lines) + "\n")
+    _, (package, core) = ExporterClient("http://node1:10717").describe()
+    assert core.calibration is None
+    assert package.calibration == CalibrationRecord(
+        reference="WT310",
+        reference_accuracy=0.01,
+        date="2026",
+        **values,  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize(

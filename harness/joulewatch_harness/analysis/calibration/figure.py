@@ -79,6 +79,6 @@ def make_figure(fit: Fit) -> Any:
         axes.set_axisbelow(True)
     below.set_xlabel("power that the sensor reads, W")
     names = ", ".join(f"{one.sensor.collector} {one.sensor.device} {one.sensor.domain}" for one in fit.entries)
-    title = f"{names} against {record.reference}: gain {line.slope:.4g}, offset {line.intercept:+.3g} W"
+    title = f"{names} against {record.reference}: gain {line.slope:.5g}, offset {line.intercept:+.3g} W"
     figure.suptitle(wrapped(title, _SIZE_INCHES[0] - 0.6, 10.0, "bold"), fontsize=10, fontweight="bold")
     return figure

@@ -28,7 +28,7 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.errors import QueryError, RecordError
-from joulewatch_harness.records import Edge, ExporterRecord, ProcessorTime
+from joulewatch_harness.records import CalibrationRecord, Edge, ExporterRecord, ProcessorTime
 from support.fake_prometheus import URL, FakePrometheus
 from support.synthetic import (
     EXPORTER,
@@ -86,6 +86,25 @@ def test_a_restricted_source_names_its_match() -> None:
     options = PrometheusOptions(URL, match={"cluster": "x"})
     assert PrometheusSource(PrometheusClient(options)).describe() == f'{URL} (cluster="x")'
     assert PrometheusSource(PrometheusClient(PrometheusOptions(URL))).describe() == URL
+
+
+def test_calibrations_arrive_from_a_server_and_from_a_recording(mocked: responses.RequestsMock, tmp_path: Path) -> None:
+    values = {name: float(number) for number, name in enumerate(catalog.CALIBRATION_PARAMETERS, start=1)}
+    calibration = CalibrationRecord(
+        reference="WT310",
+        reference_accuracy=0.01,
+        date="2026-11-28T10:00:00+00:00",
+        **values,  # type: ignore[arg-type]
+    )
+    plain = sensor("socket1", "package")
+    world = make_world([sensor("socket0", "package", calibration=calibration), plain], batch_sizes=(1,), rounds=1)
+    write_recording(world, tmp_path / "recording.sqlite")
+    server = source_of(FakePrometheus(stored(world)), mocked, world)
+    for source in (server, RecordingSource(tmp_path / "recording.sqlite")):
+        history = source.history([(world.start_s, world.end_s)])
+        found = {one.device: one.calibration for one in history.sensors.values()}
+        assert found == {"socket0": calibration, "socket1": None}
+        source.close()
 
 
 def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.RequestsMock) -> None:
