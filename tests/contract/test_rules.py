@@ -85,6 +85,7 @@ def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) 
     level, metric, _ = rule["record"].split(":")
     read = {name.split(":")[1] if ":" in name else name for name in dashboards.metrics(rule["expr"])}
     read -= {catalog.SENSOR_INFO.name, catalog.SENSOR_STATE.name}
+    read -= {catalog.SENSOR_CALIBRATION.name, catalog.READ_TIMESTAMP.name}
     if metric.startswith("joulewatch_host_energy"):
         assert read in (
             {"joulewatch_node_energy_joules", "joulewatch_device_energy_joules"},
@@ -92,7 +93,8 @@ def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) 
             {"joulewatch_host_energy_kwh"},
         )
     else:
-        assert len(read) == 1 and {name.removesuffix("_total") for name in read} == {metric}
+        # The raw counter, the calibrated one, or both.
+        assert {name.removesuffix("_total") for name in read} == {metric}
     assert set(level.split("_")) <= dashboards.result_labels(rule["expr"], LABELS)
 
 
