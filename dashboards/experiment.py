@@ -339,7 +339,8 @@ def predictions_panel() -> Panel:
             ]
         ),
         overrides=[
-            override("byRegexp", "/^(Runtime|Precision|Scope|Batch size)$/", custom__width=110),
+            override("byRegexp", "/^(Runtime|Precision|Scope)$/", custom__width=110),
+            override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
             override("byName", "Throughput", unit=INFERENCES_PER_SECOND),
             method_column(),
         ],

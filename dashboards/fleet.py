@@ -319,6 +319,7 @@ def energy_row() -> list[Panel]:
                 override("byName", "Servers", unit="none", decimals=0),
                 override("byName", "Cost", unit="none", decimals=2),
                 override("byName", "CO2", unit="massg"),
+                override("byRegexp", "/./", custom__minWidth=60),
             ],
         ),
     ]
@@ -353,7 +354,8 @@ def sensors_row() -> list[Panel]:
                 sort=("Down", True),
             ),
             overrides=[
-                override("byRegexp", "/^(Down|Implausible)$/", noValue="0"),
+                override("byRegexp", "/^(Down|Implausible)$/", noValue="0", custom__minWidth=60),
+                override("byName", "Cluster", custom__minWidth=60),
                 override(
                     "byName",
                     "Exporter",

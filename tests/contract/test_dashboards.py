@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -309,6 +310,29 @@ def test_every_panel_has_a_colour_mode_and_every_chart_a_legend() -> None:
                 assert panel["options"]["legend"]["showLegend"], panel["title"]
             if panel["type"] == "timeseries":
                 assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+
+
+def unit_of(panel: Mapping[str, Any], field: str) -> str:
+    """Return the unit with which a panel shows a field that an override names."""
+    unit: str = panel["fieldConfig"]["defaults"]["unit"]
+    for entry in panel["fieldConfig"]["overrides"]:
+        if entry["matcher"] == {"id": "byName", "options": field}:
+            units = [one["value"] for one in entry["properties"] if one["id"] == "unit"]
+            unit = units[-1] if units else unit
+    return unit
+
+
+def test_a_batch_size_has_no_unit() -> None:
+    tables = [
+        panel
+        for board in BOARDS.values()
+        for panel in dashboards.panels(board)
+        if panel["type"] == "table" and '"Batch size"' in json.dumps(panel["transformations"])
+    ]
+    assert len(tables) >= 4
+    assert {panel["title"]: unit_of(panel, "Batch size") for panel in tables} == {
+        panel["title"]: "none" for panel in tables
+    }
 
 
 @pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
