@@ -7,20 +7,16 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
+from joulewatch_harness.analysis.sources.stored import find
+from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument
-from joulewatch_harness.errors import ConfigError, QueryError, RecordError
-
-if TYPE_CHECKING:
-    from joulewatch_harness.analysis.sources.history import SampleSource
-    from joulewatch_harness.records import RunRecord
+from joulewatch_harness.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 EXIT_AUDIT: Final = 3
-_SQLITE: Final = b"SQLite format 3\x00"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,64 +83,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201
         return EXIT_AUDIT
     return 0
-
-
-def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
-    """Return a run and the source of its samples.
-
-    The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
-    recording if there is one, else from Prometheus; without both, the source is None and the edges in the journal are
-    used. A line on stderr reports a Prometheus that is not read.
-
-    Raises:
-        QueryError: The run is neither on this machine nor in Prometheus.
-        RecordError: The journal or recording cannot be read.
-    """
-    from joulewatch_harness.analysis.sources.opening import open_source
-    from joulewatch_harness.storage.journal import find_run, read_run
-    from joulewatch_harness.storage.recording import RECORDING_NAME
-
-    given = Path(run)
-    if _is_recording(given):
-        recording = _open_recording(given, options)
-        return recording.run(""), recording
-    try:
-        folder = find_run(run, output)
-    except RecordError as error:
-        if given.exists():
-            raise
-        if options is None:
-            raise QueryError(f"{error}; use --prometheus URL if it is stored there") from error
-        source = open_source(prometheus=options)
-        assert source is not None
-        try:
-            return source.run(run), source
-        except BaseException:
-            source.close()
-            raise
-    record = read_run(folder)
-    recording_path = folder / RECORDING_NAME
-    if recording_path.is_file():
-        return record, _open_recording(recording_path, options)
-    return record, open_source(prometheus=options)
-
-
-def _open_recording(path: Path, options: PrometheusOptions | None) -> SampleSource:
-    from joulewatch_harness.analysis.sources.opening import open_source
-
-    if options is not None:
-        text = f"samples are read from {path}, not from {options.url}; move this file away to use Prometheus"
-        print(text, file=sys.stderr)  # noqa: T201
-    source = open_source(recording=path)
-    assert source is not None
-    return source
-
-
-def _is_recording(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error

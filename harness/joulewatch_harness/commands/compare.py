@@ -172,7 +172,7 @@ def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
     from joulewatch_harness.analysis.reports.to_json import result_document
     from joulewatch_harness.analysis.results.stored_results import read_document
     from joulewatch_harness.analysis.results.summary import analyze_run
-    from joulewatch_harness.commands.analyze import find
+    from joulewatch_harness.analysis.sources.stored import find
     from joulewatch_harness.storage.journal import JOURNAL_NAME
 
     path = Path(word)

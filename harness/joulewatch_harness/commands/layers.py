@@ -309,7 +309,7 @@ def analyzed(run: str, output: Path, options: PrometheusOptions | None) -> RunRe
         QueryError, RecordError: The run is unknown or cannot be read.
     """
     from joulewatch_harness.analysis.results.summary import analyze_run
-    from joulewatch_harness.commands.analyze import find
+    from joulewatch_harness.analysis.sources.stored import find
 
     record, source = find(run, output, options)
     with contextlib.ExitStack() as stack:

@@ -84,7 +84,7 @@ def _read(word: str, output: Path, options: PrometheusOptions | None) -> Reporte
     from joulewatch_harness.analysis.reports.html_parts import ReportedRun
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.analysis.results.timeline import power_lines
-    from joulewatch_harness.commands.analyze import find
+    from joulewatch_harness.analysis.sources.stored import find
 
     record, source = find(word, output, options)
     try:
