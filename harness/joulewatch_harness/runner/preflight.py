@@ -54,7 +54,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
     plan, networks, remarks = check_networks(plan, stack)
     run_id = new_run_id(time.time())
     folder = Path(plan.output) / run_id
-    stack.enter_context(_run_folder(folder))
+    stack.enter_context(run_folder(folder))
     targets: list[tuple[str, str | None]] = [(item.url, item.name or None) for item in plan.exporters]
     if not targets and prometheus is None:
         local = LocalExporter(folder, plan.exporter_flags)
@@ -64,7 +64,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
         from joulewatch_exporter.catalog import DEFAULT_PORT
 
         targets = [(f"http://127.0.0.1:{DEFAULT_PORT}", None)]
-    exporters, sensors = _check_exporters(targets)
+    exporters, sensors = check_exporters(targets)
     return Prepared(
         plan=plan,
         run=run_id,
@@ -79,7 +79,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path) -> Iterator[None]:
+def run_folder(folder: Path) -> Iterator[None]:
     """Create the run's directory, and remove it again if it holds no journal at the end."""
     try:
         folder.mkdir(parents=True)
@@ -94,10 +94,19 @@ def _run_folder(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_exporters(
-    targets: Sequence[tuple[str, str | None]],
+def check_exporters(
+    targets: Sequence[tuple[str, str | None]], *, counters_only: bool = False
 ) -> tuple[tuple[ExporterRecord, ...], tuple[SensorRecord, ...]]:
-    """Ask every exporter for its sensors until their refresh periods are known, at most ``REFRESH_WAIT_S``."""
+    """Ask every exporter for its sensors until their refresh periods are known, at most ``REFRESH_WAIT_S``.
+
+    Args:
+        targets: URL and name of each exporter.
+        counters_only: Wait for the refresh periods of energy counters only; those of gauges take longer.
+
+    Raises:
+        ConfigError: An exporter is given twice.
+        ExporterUnreachableError: An exporter does not answer, or has no energy sensor.
+    """
     from joulewatch_harness.clients.exporter import ExporterClient
 
     exporters: list[ExporterRecord] = []
@@ -106,7 +115,7 @@ def _check_exporters(
     for url, name in targets:
         with ExporterClient(url, name=name) as client:
             record, found = client.describe()
-            while any(map(_is_refresh_pending, found)) and time.monotonic() < deadline_s:
+            while any(_is_refresh_pending(sensor, counters_only) for sensor in found) and time.monotonic() < deadline_s:
                 time.sleep(0.2)
                 record, found = client.describe()
         if not found and client.asleep:
@@ -142,5 +151,7 @@ def check_distinct(exporters: Sequence[ExporterRecord]) -> None:
                 )
 
 
-def _is_refresh_pending(sensor: SensorRecord) -> bool:
+def _is_refresh_pending(sensor: SensorRecord, counters_only: bool) -> bool:
+    if counters_only and sensor.reads == "power":
+        return False
     return sensor.refresh_s is None and has_refresh(sensor)

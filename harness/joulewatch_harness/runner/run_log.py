@@ -103,7 +103,12 @@ class RunLog:
     def window(self, bracket: Bracket, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:
         """Write the window of a closed bracket, and notes about the clock and the exporters."""
         window = bracket.window(run=self._run, index=self._next_index, kind=kind, **contents)
-        self._next_index += 1
+        self.add(window)
+        return window
+
+    def add(self, window: Window) -> None:
+        """Write a window, and notes about the clock and the exporters."""
+        self._next_index = window.index + 1
         self._write(window)
         self._delivery.window(window)
         if is_step(window.clock_step_s, window.duration_s, 2 * window.clock_error_s):
@@ -114,7 +119,6 @@ class RunLog:
         for edge in (window.start_edge, window.end_edge):
             if edge is not None:
                 self._note_exporters(edge)
-        return window
 
     def note(self, reason: str, text: str, configuration: str = "", batch_size: int = 0, *, show: bool = True) -> None:
         """Write a note and show it."""

@@ -227,11 +227,11 @@ def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
 
 
 def test_a_run_folder_without_a_journal_does_not_stay(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError), preflight._run_folder(tmp_path / "runs" / "a"):
+    with pytest.raises(ConfigError), preflight.run_folder(tmp_path / "runs" / "a"):
         (tmp_path / "runs" / "a" / "exporter.log").write_text("one log line")
         raise ConfigError("later")
     assert list((tmp_path / "runs").iterdir()) == []
-    with preflight._run_folder(tmp_path / "runs" / "b"):
+    with preflight.run_folder(tmp_path / "runs" / "b"):
         (tmp_path / "runs" / "b" / "journal.jsonl").write_text("{}")
     assert (tmp_path / "runs" / "b").exists()
 
