@@ -64,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.calibration.calibration_file import calibration_text
     from joulewatch_harness.analysis.calibration.comparison import compare_run
     from joulewatch_harness.analysis.calibration.fit import fit_calibration
-    from joulewatch_harness.analysis.reports.figure import check_figure_path
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.summary import run_spans
     from joulewatch_harness.analysis.sources.history import History
     from joulewatch_harness.analysis.sources.power_log import LogFormat, accuracy_of, read_power_log
-    from joulewatch_harness.commands.analyze import find
+    from joulewatch_harness.analysis.sources.stored import find
 
     check_folder("--out", args.out)
     if args.out.exists():

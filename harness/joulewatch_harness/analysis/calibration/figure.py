@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.analysis.calibration.fit import Fit
-from joulewatch_harness.analysis.reports.figure import PALETTE, check_figure_path, wrapped
+from joulewatch_harness.analysis.reports.figure_parts import PALETTE, check_figure_path, wrapped
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.gum import NORMAL_95
 
