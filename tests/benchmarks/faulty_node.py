@@ -23,7 +23,7 @@ from support.servers import Emulator, ExporterServer
 from support.watched_machine import Series, Watched
 
 SCENARIO = "faulty-node"
-DURATION_S = 125.0
+DURATION_S = 106.0
 COUNTER_TARGET = 0.001
 POWER_TARGET = 0.01
 

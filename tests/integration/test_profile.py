@@ -183,7 +183,8 @@ def test_a_gpu_that_sleeps_is_in_no_sum_and_named(
     scenario.write_text(GPUS.replace("FROM", str(from_s)))
     machine = emulator(scenario)
     flags = " ".join([*machine.flags, "--no-collector.estimate"])
-    command = profile("--format", "json", "--exporter.flags", flags)
+    # The refresh period of the first GPU is unknown: each window follows 5 s of load.
+    command = profile("--batch-sizes", "1", "--format", "json", "--exporter.flags", flags)
     assert command.finish() == 0, command.err.read_text()
     result = json.loads(command.out.read_text())
     findings = [finding for finding in result["findings"] if finding["reason"] == "sensor_asleep"]
@@ -194,7 +195,7 @@ def test_a_gpu_that_sleeps_is_in_no_sum_and_named(
     if from_s == 0:
         assert in_windows == []
         watts = [gross["value"] * per_s for gross, per_s in gpus]
-        assert watts == pytest.approx([30.0, 30.0], rel=0.1), "those of the other GPU"
+        assert watts == pytest.approx([30.0], rel=0.1), "those of the other GPU"
     else:
         assert in_windows, "no window was measured while the GPU was asleep"
         assert all("was asleep (runtime suspend) in part of the window" in item["text"] for item in in_windows)
