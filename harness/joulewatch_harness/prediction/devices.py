@@ -12,6 +12,7 @@ conformal quantile over whole devices: how far each known device was from the pr
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +20,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.prediction.roofline import COVERAGE, FEW, Floats, Points, fit
+from joulewatch_harness.prediction.roofline import (
+    COVERAGE,
+    FEW,
+    MOST_SMOOTHED,
+    Floats,
+    Points,
+    fit,
+    logs_left_out,
+)
 
 LEVEL: Final = 1.0
 """Variance of the logarithm of the level of a new device, added to that of the known ones."""
@@ -34,6 +43,8 @@ POWER_SHARE: Final = 0.25
 """Weight of a constant power × measured seconds for another family of networks. In simulations and on real boards that
 is as good as the model alone or better; more is worse where the power differs between networks."""
 FEWEST_DEVICES: Final = 2
+MOST_FOLDS: Final = 64
+"""With more labels, several are excluded from a fit at once."""
 VALIDATED_DEVICES: Final = 9
 """With fewer, no interval over whole devices can guarantee 90 %."""
 
@@ -67,7 +78,8 @@ def condition(views: Views, rows: NDArray[np.int_], values: Floats) -> Gaussian:
         rows: Indexes of the calibration rows, n >= 0.
         values: Their measured values.
     """
-    weights = np.array([1.0 / views.boards.count(board) for board in views.boards])
+    counts = Counter(views.boards)
+    weights = np.array([1.0 / counts[board] for board in views.boards])
     weights /= weights.sum()
     mean = weights @ views.logs
     deviations = views.logs - mean
@@ -130,9 +142,16 @@ def held_out(
     names = np.array(labels)
     errors, scales = np.full(len(points), np.nan), np.ones(len(points))
     at = points.batch_sizes == batch_size
-    few = int(at.sum()) < FEW
-    for label in dict.fromkeys(names[at].tolist()):
-        out, rest = (names == label) & at, names != label
+    count = int(at.sum())
+    few = count < FEW
+    distinct = list(dict.fromkeys(names[at].tolist()))
+    if FEW < count == len(distinct) <= MOST_SMOOTHED:
+        chosen = points[at]
+        logs = logs_left_out(chosen)
+        return np.log(chosen.values) - (shrunk(logs, chosen, chosen) if family else logs), scales[at]
+    for number in range(min(len(distinct), MOST_FOLDS)):
+        held = np.isin(names, distinct[number::MOST_FOLDS])
+        out, rest = held & at, ~held
         if not rest.any():
             continue
         wanted = points[out]

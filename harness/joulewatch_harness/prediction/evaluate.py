@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from joulewatch_harness.prediction.devices import FEWEST_DEVICES, VALIDATED_DEVICES
+from joulewatch_harness.prediction.devices import FEWEST_DEVICES, MOST_FOLDS, VALIDATED_DEVICES
 from joulewatch_harness.prediction.fit import (
     ENERGY,
     ENERGY_WITH_TIME,
@@ -21,6 +22,7 @@ from joulewatch_harness.prediction.fit import (
     MACS,
     Case,
     DeviceModel,
+    Factors,
     Fit,
     as_new,
     at_main_batch,
@@ -29,12 +31,13 @@ from joulewatch_harness.prediction.fit import (
     held_out_as_new,
     known_for,
     points_of,
+    representatives,
     spread_rows,
     transfer,
     usable,
     views_of,
 )
-from joulewatch_harness.prediction.roofline import Floats, half_width, nnls
+from joulewatch_harness.prediction.roofline import Floats, Points, half_width, nnls, nnls_left_out
 from joulewatch_harness.prediction.table import Row
 
 RUNS: Final = (1, 3)
@@ -90,16 +93,21 @@ def cases(fit: Fit) -> list[Case]:
             note = "too few families" if label == "family" and len(families) < 2 else ""
             if errors.own or kind == ENERGY:
                 table.append(errors.case(f"known device, {unseen}{suffix}", note=note))
+    some = representatives(fit.models)
+    factors = {
+        device: device_factors(fit.models, (device,), kinds=(ENERGY, ENERGY_WITH_TIME), counts=RUNS)
+        for device in {model.device for model in some}
+    }
     for count in RUNS:
         for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
-            errors = _new_device(fit.models, kind, count)
+            errors = _new_device(some, kind, count, factors)
             if errors.own or kind == ENERGY:
                 runs = f"{count} calibration run{'s' if count > 1 else ''}"
                 note = _few(errors.devices)
                 table.append(errors.case(f"unseen device, {runs}{suffix}", macs=count > 1, note=note))
-    both = _new_device_and_family(fit.models, RUNS[-1])
+    both = _new_device_and_family(some, RUNS[-1])
     table.append(both.case(f"device and family unseen, {RUNS[-1]} calibration runs", note=_few(both.devices)))
-    return [*table, *_orders(fit.models, RUNS[-1])]
+    return [*table, *_orders(some, RUNS[-1])]
 
 
 def _few(devices: set[str]) -> str:
@@ -109,21 +117,57 @@ def _few(devices: set[str]) -> str:
 def baseline_errors(train: Sequence[Row], test: Sequence[Row]) -> tuple[list[float], list[float]]:
     """Return the errors of both baselines; the second is empty if a time is missing."""
     trained, wanted = points_of(train, ENERGY_WITH_TIME), points_of(test, ENERGY_WITH_TIME)
-    assert trained.seconds is not None and wanted.seconds is not None
 
-    def errors(of: Floats, to: Floats) -> list[float]:
+    def errors(baseline: Callable[[Points], Floats]) -> list[float]:
+        of = baseline(trained)
         coefficients = nnls(of / trained.values[:, None], np.ones(len(of)), 0.0)
-        predicted = np.maximum(to @ coefficients, 1e-30)
-        return [float(value) for value in np.log(wanted.values / predicted)]
+        return _logs(wanted.values, (baseline(wanted) @ coefficients)).tolist()  # type: ignore[no-any-return]
 
-    def macs(features: Floats) -> Floats:
-        return np.stack([features[:, 0] + features[:, 1], np.ones(len(features))], axis=1)
+    timed = _timed(trained) and _timed(wanted)
+    return errors(_of_macs), errors(_of_seconds) if timed else []
 
-    timed = np.isfinite(trained.seconds).all() and np.isfinite(wanted.seconds).all()
-    return (
-        errors(macs(trained.features), macs(wanted.features)),
-        errors(trained.seconds[:, None], wanted.seconds[:, None]) if timed else [],
-    )
+
+def _of_macs(points: Points) -> Floats:
+    return np.stack([points.features[:, 0] + points.features[:, 1], np.ones(len(points))], axis=1)
+
+
+def _of_seconds(points: Points) -> Floats:
+    assert points.seconds is not None
+    return points.seconds[:, None]
+
+
+def _timed(points: Points) -> bool:
+    return points.seconds is not None and bool(np.isfinite(points.seconds).all())
+
+
+def _logs(measured: Floats, predicted: Floats) -> Floats:
+    return np.asarray(np.log(measured / np.maximum(predicted, 1e-30)))
+
+
+def _baselines_left_out(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Return the errors of both baselines for each row, fitted to the others."""
+    points = points_of(rows, ENERGY_WITH_TIME)
+
+    def errors(of: Floats) -> list[float]:
+        coefficients = nnls_left_out(of / points.values[:, None], 0.0)
+        return _logs(points.values, (of * coefficients).sum(axis=1)).tolist()  # type: ignore[no-any-return]
+
+    return errors(_of_macs(points)), errors(_of_seconds(points)) if _timed(points) else []
+
+
+def _widths_left_out(scores: Floats, folds: Sequence[NDArray[np.int_]]) -> list[float]:
+    """Return, for each fold, the half-width from the scores of the others."""
+    if any(len(fold) != 1 for fold in folds) or not np.isfinite(scores).all() or len(scores) <= VALIDATED_DEVICES:
+        return [half_width(np.delete(scores, fold))[0] for fold in folds]
+    # The quantile without a score is one of two, depending on which side of it the score is.
+    order = np.argsort(np.abs(scores), kind="stable")
+    known = np.abs(scores)[order]
+    first, _ = half_width(known[1:])
+    last, _ = half_width(known[:-1])
+    place = int(np.searchsorted(known, last))
+    ranks = np.empty(len(scores), dtype=int)
+    ranks[order] = np.arange(len(scores))
+    return [first if ranks[fold[0]] <= place else last for fold in folds]
 
 
 def _known_device(
@@ -133,20 +177,34 @@ def _known_device(
     errors = _Errors()
     for model in models if chosen is None else chosen:
         for rows, own, scale in _held_out(models, model, kind, label):
-            for name in dict.fromkeys(getattr(row, label) for row in rows):
-                test = [i for i, row in enumerate(rows) if getattr(row, label) == name and math.isfinite(own[i])]
-                train = [row for row in rows if getattr(row, label) != name]
-                if not test or not train:
-                    continue
-                macs, power = baseline_errors(train, [rows[i] for i in test])
-                errors.own += [float(own[i]) for i in test]
-                errors.macs += macs
-                errors.power += power
-                errors.devices.add(model.device)
-                factor, _ = half_width(np.delete(own / scale, test))
-                if label == "network" and math.isfinite(factor):
-                    errors.inside += [(model.device, bool(abs(own[i]) <= factor * scale[i])) for i in test]
-                    errors.widths += [factor * float(scale[i]) for i in test]
+            names = [getattr(row, label) for row in rows]
+            distinct = list(dict.fromkeys(names))
+            if len(distinct) < 2:
+                continue
+            places = np.array([distinct.index(name) for name in names]) if len(distinct) < len(names) else None
+            number = min(len(distinct), MOST_FOLDS) if places is not None else len(distinct)
+            folds = [np.array([i]) if places is None else np.flatnonzero(places % number == i) for i in range(number)]
+            ok = np.isfinite(own)
+            errors.own += own[ok].tolist()
+            errors.devices.add(model.device)
+            if places is None:
+                macs, power = _baselines_left_out(rows)
+                errors.macs += [macs[i] for i in np.flatnonzero(ok)]
+                errors.power += [power[i] for i in np.flatnonzero(ok)] if power else []
+            else:
+                for fold in folds:
+                    test, rest = [rows[i] for i in fold if ok[i]], np.delete(np.arange(len(rows)), fold)
+                    if test:
+                        macs, power = baseline_errors([rows[i] for i in rest], test)
+                        errors.macs += macs
+                        errors.power += power
+            if label != "network":
+                continue
+            for fold, factor in zip(folds, _widths_left_out(own / scale, folds), strict=True):
+                if math.isfinite(factor):
+                    held = fold[ok[fold]]
+                    errors.inside += [(model.device, bool(abs(own[i]) <= factor * scale[i])) for i in held]
+                    errors.widths += [factor * float(scale[i]) for i in held]
     return errors
 
 
@@ -167,11 +225,11 @@ def _held_out(
             yield rows, errors.network, errors.network_scale
 
 
-def _new_device(models: Sequence[DeviceModel], kind: str, count: int) -> _Errors:
+def _new_device(models: Sequence[DeviceModel], kind: str, count: int, all_factors: Mapping[str, Factors]) -> _Errors:
     """Treat each device as new, with calibration runs of networks that are spread over the sizes."""
     errors = _Errors()
     for device in dict.fromkeys(model.device for model in models):
-        factors = device_factors(models, (device,), kinds=(kind,), counts=(count,))
+        factors = all_factors[device]
         for model in models:
             new = as_new(models, model, kind) if model.device == device else None
             if new is None or len(new.rows) <= count:
@@ -201,7 +259,7 @@ def _add(errors: _Errors, device: str, own: Floats, rows: Sequence[Row], chosen:
 def _new_device_and_family(models: Sequence[DeviceModel], count: int) -> _Errors:
     """As ``_new_device``, without the rows of one family in the known devices and in the calibration runs."""
     errors = _Errors()
-    for family in dict.fromkeys(row.family for model in models for row in model.rows):
+    for family in list(dict.fromkeys(row.family for model in models for row in model.rows))[:MOST_FOLDS]:
         without = _refitted(models, family)
         for model in models:
             rows = at_main_batch(model, ENERGY)

@@ -42,7 +42,15 @@ FEWEST_IN_PRIOR: Final = 3
 FEW_ALONE: Final = 14
 """With fewer networks, two per term, a device is predicted from the other devices and its own rows, if there are two
 others: in simulations and on real boards that is at least as good as its own fit."""
+MOST_COMPARED: Final = 40
+"""More models are represented by as many of them, from as many devices as possible, where new devices are predicted:
+each is compared with each other one."""
+MOST_COMPARED_ROWS: Final = 400
+"""Rows of each of them."""
 SEED: Final = 0
+
+
+Factors = Mapping[str, Mapping[str, Mapping[int, tuple[float, str]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +234,7 @@ class Fit:
     """All models of a fit, and what is known about the errors on new devices."""
 
     models: tuple[DeviceModel, ...]
-    factors: Mapping[str, Mapping[str, Mapping[int, tuple[float, str]]]]
+    factors: Factors
     """Scope -> kind -> number of calibration runs -> factor for ``Gaussian.scale``, and its basis."""
     sources: tuple[Mapping[str, Any], ...] = ()
     """File, SHA-256 and number of rows of each source."""
@@ -250,6 +258,11 @@ def points_of(rows: Sequence[Row], kind: str) -> Points:
         values=seconds if kind == TIME else np.array([row.joules for row in rows]),
         seconds=seconds if kind == ENERGY_WITH_TIME else None,
     )
+
+
+def _values(rows: Sequence[Row], kind: str) -> Floats:
+    """Return the joules, or the seconds, which all rows must have."""
+    return np.array([row.seconds if kind == TIME else row.joules for row in rows], dtype=np.float64)
 
 
 def usable(rows: Sequence[Row], kind: str) -> list[Row]:
@@ -363,7 +376,20 @@ def known_for(
         and len(model.networks) >= FEWEST_IN_PRIOR
     ]
     same = [model for model in eligible if model.precision == precision]
-    return same if len({model.device for model in same}) > 1 else eligible
+    return representatives(same if len({model.device for model in same}) > 1 else eligible)
+
+
+def representatives(models: Sequence[DeviceModel]) -> list[DeviceModel]:
+    """Return at most ``MOST_COMPARED`` models: the first one of each device, then the second one, and so on."""
+    if len(models) <= MOST_COMPARED:
+        return list(models)
+    seen: Counter[str] = Counter()
+    turns = []
+    for model in models:
+        turns.append(seen[model.device])
+        seen[model.device] += 1
+    chosen = sorted(range(len(models)), key=turns.__getitem__)[:MOST_COMPARED]
+    return [models[i] for i in sorted(chosen)]
 
 
 def base(kind: str) -> str:
@@ -384,13 +410,14 @@ def views_of(known: Sequence[DeviceModel], kind: str, rows: Sequence[Row]) -> Vi
 
 @lru_cache(maxsize=1 << 14)
 def _view(known: DeviceModel, target: DeviceModel, kind: str) -> Views:
-    return views_of([known], kind, at_main_batch(target, kind))
+    return views_of([known], kind, _measured(target, kind)[0])
 
 
 @lru_cache(maxsize=1 << 10)
 def _measured(model: DeviceModel, kind: str) -> tuple[tuple[Row, ...], Floats]:
-    """Return the rows at the main batch size, and the logarithms of their values."""
+    """Return the rows at the main batch size, at most ``MOST_COMPARED_ROWS``, and the logarithms of their values."""
     rows = tuple(at_main_batch(model, kind))
+    rows = rows[:: -(-len(rows) // MOST_COMPARED_ROWS) or 1]
     return rows, np.log(points_of(rows, kind).values)
 
 
@@ -400,14 +427,13 @@ def transfer(views: Views, kind: str, rows: Sequence[Row], chosen: Sequence[int]
     With measured seconds, the energy is the geometric mean of the prediction and of the calibration runs' mean power
     times the seconds: their errors are nearly independent.
     """
-    measured = points_of([rows[i] for i in chosen], base(kind))
-    prediction = condition(views, np.array(chosen, dtype=int), measured.values)
+    places = np.array(chosen, dtype=int)
+    measured = _values([rows[i] for i in chosen], kind)
+    prediction = condition(views, places, measured)
     if kind != ENERGY_WITH_TIME:
         return prediction
-    points = points_of(rows, kind)
-    assert points.seconds is not None
-    times = np.log(points.seconds)
-    power = float(np.mean(np.log(measured.values) - times[list(chosen)]))
+    times = np.log(_values(rows, TIME))
+    power = float(np.mean(np.log(measured) - times[places]))
     return Gaussian((prediction.mean + power + times) / 2, prediction.scale)
 
 
@@ -453,10 +479,16 @@ def scores(new: AsNew, kind: str, count: int) -> Floats:
     if len(new.rows) <= count:
         return np.zeros(0)
     errors = []
-    for chosen in (spread_rows(new.rows, count), random_rows(new.rows, count)):
+    for chosen in _choices(new.model, kind, count):
         prediction = transfer(new.views, kind, new.rows, chosen)
         errors.append(np.delete(np.abs(new.logs - prediction.mean) / prediction.scale, chosen))
     return np.concatenate(errors)
+
+
+@lru_cache(maxsize=1 << 12)
+def _choices(model: DeviceModel, kind: str, count: int) -> tuple[list[int], list[int]]:
+    rows, _ = _measured(model, kind)
+    return spread_rows(rows, count), random_rows(rows, count)
 
 
 def at_main_batch(model: DeviceModel, kind: str) -> list[Row]:
@@ -485,7 +517,7 @@ def device_factors(
     """Return the factor for ``Gaussian.scale`` for each scope, kind and number of calibration runs."""
     factors: dict[str, dict[str, dict[int, tuple[float, str]]]] = {}
     for scope in dict.fromkeys(model.scope for model in models):
-        chosen = [model for model in models if model.scope == scope and model.device not in excluded]
+        chosen = representatives([m for m in models if m.scope == scope and m.device not in excluded])
         for kind in kinds:
             all_new = [new for model in chosen if (new := as_new(models, model, kind, excluded)) is not None]
             for count in counts:

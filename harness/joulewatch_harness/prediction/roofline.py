@@ -39,6 +39,9 @@ LENGTH: Final = 1.5
 """Distance over which residuals are smoothed, in standard deviations of the logarithmic features."""
 NOISE: Final = 0.3
 """Variance of the noise of a residual, as a share of the variance of the smooth part."""
+MOST_SMOOTHED: Final = 400
+"""Residuals of more rows are not smoothed: time and memory grow with the third and second power of their number. More
+rows are represented by as many of them, spread evenly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,19 +125,22 @@ def fit(points: Points, batch_size: float) -> Roofline:
     weights = np.exp2(-distance[rows])
     chosen = points[rows]
     matrix = design(chosen.features, chosen.batch_sizes, chosen.seconds) / chosen.values[:, None]
-    penalty = (PENALTY if chosen.seconds is None else PENALTY_WITH_TIME) / len(chosen)
     root = np.sqrt(weights)
-    return finished(points, batch_size, nnls(matrix * root[:, None], root, min(penalty, LARGEST_PENALTY)))
+    return finished(points, batch_size, nnls(matrix * root[:, None], root, _penalty(chosen, len(chosen))))
+
+
+def _penalty(points: Points, count: int) -> float:
+    return min((PENALTY if points.seconds is None else PENALTY_WITH_TIME) / count, LARGEST_PENALTY)
 
 
 def finished(points: Points, batch_size: float, coefficients: Floats) -> Roofline:
     """Return the model with these coefficients; the residuals of the points are smoothed if there are enough."""
     rows = _rows(points, batch_size)
+    if len(rows) > MOST_SMOOTHED:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST_SMOOTHED).astype(int)]
     chosen = points[rows if len(points) and (points.batch_sizes[rows] == batch_size).all() else rows[:0]]
     few = len(chosen) < FEW
-    logs = _log(chosen.features)
-    centre, spread = (np.zeros(6), np.ones(6)) if few else (logs.mean(axis=0), np.maximum(logs.std(axis=0), 0.05))
-    scaled = (logs - centre) / spread
+    scaled, centre, spread = (chosen.features, np.zeros(6), np.ones(6)) if few else _scaled(chosen.features)
     plain = Roofline(coefficients=coefficients, logs=scaled[:0], centre=centre, spread=spread, weights=np.zeros(0))
     if few:
         return plain
@@ -147,6 +153,13 @@ def _rows(points: Points, batch_size: float) -> NDArray[np.int_]:
     """Return the indexes of the rows of a fit: those at the batch size, or all if these are few."""
     at = np.flatnonzero(points.batch_sizes == batch_size)
     return at if len(at) >= FEW else np.arange(len(points))
+
+
+def _scaled(features: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the scaled logarithmic features, their mean and their spread."""
+    logs = _log(features)
+    centre, spread = logs.mean(axis=0), np.maximum(logs.std(axis=0), 0.05)
+    return np.asarray((logs - centre) / spread), centre, spread
 
 
 def _log(features: Floats) -> Floats:
@@ -167,9 +180,13 @@ def nnls(matrix: Floats, target: Floats, penalty: float) -> Floats:
     scale = np.sqrt((matrix * matrix).mean(axis=0))
     scale[scale == 0] = 1.0
     scaled = matrix / scale
-    count = scaled.shape[1]
-    normal = scaled.T @ scaled / len(scaled) + (penalty + 1e-12) * np.eye(count)
-    right = scaled.T @ target / len(scaled)
+    normal = scaled.T @ scaled / len(scaled) + (penalty + 1e-12) * np.eye(scaled.shape[1])
+    return np.asarray(_nnls_of_normal(normal, scaled.T @ target / len(scaled)) / scale)
+
+
+def _nnls_of_normal(normal: Floats, right: Floats) -> Floats:
+    """Minimise ``x @ normal @ x / 2 - right @ x`` over x >= 0."""
+    count = len(right)
     free = np.zeros(count, dtype=bool)
     x = np.zeros(count)
     for _ in range(10 * count):
@@ -189,7 +206,50 @@ def nnls(matrix: Floats, target: Floats, penalty: float) -> Floats:
             x = x + float(steps.min()) * (trial - x)
             free &= x > 1e-14
             x[~free] = 0.0
+    return x
+
+
+def nnls_left_out(matrix: Floats, penalty: float) -> Floats:
+    """Return ``nnls(matrix, ones, penalty)`` without each of the rows, shape (n, columns).
+
+    Without one row, mostly the same coefficients are positive as with all rows, so all rows are solved at once for
+    these. The solution is unique: where it fulfils the conditions of the minimum, it is that of ``nnls``.
+    """
+    count, columns = matrix.shape
+    rest = count - 1
+    grams = (matrix.T @ matrix - matrix[:, :, None] * matrix[:, None, :]) / rest
+    scale = np.sqrt(np.maximum(np.diagonal(grams, axis1=1, axis2=2), 0.0))
+    scale = np.where(scale > 1e-9 * np.sqrt((matrix * matrix).mean(axis=0)), scale, 0.0)
+    scale[scale == 0] = 1.0
+    normal = grams / (scale[:, :, None] * scale[:, None, :]) + (penalty + 1e-12) * np.eye(columns)
+    right = (matrix.sum(axis=0) - matrix) / rest / scale
+    free = np.flatnonzero(nnls(matrix, np.ones(count), penalty))
+    x = np.zeros((count, columns))
+    x[:, free] = np.linalg.solve(normal[:, free[:, None], free], right[:, free, None])[:, :, 0]
+    gradient = right - (normal @ x[:, :, None])[:, :, 0]
+    gradient[:, free] = 0.0
+    for i in np.flatnonzero((x[:, free] <= 0).any(axis=1) | (gradient > 1e-10).any(axis=1)):
+        x[i] = _nnls_of_normal(normal[i], right[i])
     return np.asarray(x / scale)
+
+
+def logs_left_out(points: Points) -> Floats:
+    """Return the logarithm of the prediction for each row by ``fit`` without this row.
+
+    Args:
+        points: Between ``FEW`` + 1 and ``MOST_SMOOTHED`` rows at one batch size. Unlike in ``fit``, the features are
+            scaled by the mean and spread of all of them.
+    """
+    count = len(points)
+    columns = design(points.features, points.batch_sizes, points.seconds)
+    coefficients = nnls_left_out(columns / points.values[:, None], _penalty(points, count - 1))
+    plain = np.log(np.maximum(coefficients @ columns.T, 1e-30))
+    scaled, _, _ = _scaled(points.features)
+    # The prediction of a Gaussian process for a point from all others, by the inverse for all points.
+    inverse = np.linalg.inv(_kernel(scaled, scaled) + NOISE * np.eye(count))
+    weights = inverse / np.diagonal(inverse)[:, None]
+    np.fill_diagonal(weights, 0.0)
+    return np.asarray(np.diagonal(plain) - (weights * (np.log(points.values) - plain)).sum(axis=1))
 
 
 def half_width(errors: Floats) -> tuple[float, str]:

@@ -11,7 +11,7 @@ import pytest
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.converters import read_table
 from joulewatch_harness.prediction.devices import NOISE, Views, condition, quantile, spread_choice
-from joulewatch_harness.prediction.evaluate import baseline_errors, baseline_wins, cases, evaluated
+from joulewatch_harness.prediction.evaluate import _widths_left_out, baseline_errors, baseline_wins, cases, evaluated
 from joulewatch_harness.prediction.fit import (
     ENERGY,
     Case,
@@ -21,9 +21,11 @@ from joulewatch_harness.prediction.fit import (
     fit_all,
     fit_device,
     known_for,
+    representatives,
     scores,
     transfer,
 )
+from joulewatch_harness.prediction.roofline import half_width
 from joulewatch_harness.prediction.table import Row
 from support.paths import ROOT
 from support.simulated_devices import device_rows, networks
@@ -246,3 +248,24 @@ def test_few_networks_per_device_are_predicted_with_the_other_devices() -> None:
     found = next(iter(cases(fit_all(rows))))
     assert found.median is not None and found.macs is not None
     assert found.median < 0.1 < found.macs
+
+
+def test_many_models_are_represented_by_some_of_as_many_devices_as_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        row
+        for seed, runtimes in ((0, "abc"), (1, "ab"), (2, "a"))
+        for runtime in runtimes
+        for row in device_rows(seed, SHAPES[::20], runtime=runtime)
+    ]
+    models = fit_all(rows).models
+    assert representatives(models) == list(models)
+    monkeypatch.setattr("joulewatch_harness.prediction.fit.MOST_COMPARED", 4)
+    chosen = [(model.device, model.runtime) for model in representatives(models)]
+    assert chosen == [("board 0", "a"), ("board 0", "b"), ("board 1", "a"), ("board 2", "a")]
+
+
+@pytest.mark.parametrize("count", [5, 9, 10, 11, 40])
+def test_the_width_without_each_score_is_that_of_the_others(count: int) -> None:
+    scores = np.random.default_rng(count).normal(size=count).round(1)
+    folds = [np.array([i]) for i in range(count)]
+    assert _widths_left_out(scores, folds) == [half_width(np.delete(scores, i))[0] for i in range(count)]

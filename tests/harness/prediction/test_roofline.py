@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from joulewatch_harness.prediction import roofline
+from joulewatch_harness.prediction import devices, roofline
 from joulewatch_harness.prediction.devices import alone, held_out
-from joulewatch_harness.prediction.fit import ENERGY, points_of
-from joulewatch_harness.prediction.roofline import design, fit, half_width, nnls
+from joulewatch_harness.prediction.fit import ENERGY, ENERGY_WITH_TIME, points_of
+from joulewatch_harness.prediction.roofline import design, fit, half_width, nnls, nnls_left_out
 from support.simulated_devices import coefficients_of, device_rows, networks
 
 
@@ -103,3 +103,40 @@ def test_smoothing_vanishes_away_from_the_fitted_networks() -> None:
     far = points.features[:1] * 1e6
     one = np.ones(1)
     assert model.log_values(far, one)[0] == pytest.approx(model.log_values(far, one, smooth=False)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_rows_left_out_at_once_give_the_coefficients_of_single_fits(seed: int) -> None:
+    """The fourth column is 0 but in one row; without that row, its coefficient is not determined and must be 0."""
+    matrix = np.random.default_rng(seed).random((30, 5)) - 0.2
+    matrix[:, 3] = 0.0
+    matrix[7, 3] = 1.0
+    expected = [nnls(np.delete(matrix, i, 0), np.ones(29), 0.01) for i in range(30)]
+    np.testing.assert_allclose(nnls_left_out(matrix, 0.01), expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ENERGY, ENERGY_WITH_TIME])
+def test_errors_of_all_rows_at_once_are_those_of_single_fits(kind: str) -> None:
+    """They differ only by the scale of the features, which is that of all rows."""
+    rows = device_rows(3, networks()[::2])
+    points = points_of(rows, kind)
+    errors, _ = held_out(points, [row.network for row in rows], 1.0)
+    for i in range(0, len(points), 5):
+        rest = np.arange(len(points)) != i
+        one = points[~rest]
+        log = fit(points[rest], 1.0).log_values(one.features, one.batch_sizes, one.seconds)[0]
+        assert errors[i] == pytest.approx(math.log(one.values[0]) - log, abs=0.004)
+
+
+def test_many_rows_are_excluded_in_folds_and_smoothed_by_representatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more than ``MOST_SMOOTHED`` rows, the errors hardly change, and the kernel stays small."""
+    rows = device_rows(4, networks())
+    points, names = points_of(rows, ENERGY), [row.network for row in rows]
+    exact, _ = held_out(points, names, 1.0)
+    for module in (roofline, devices):
+        monkeypatch.setattr(module, "MOST_SMOOTHED", 40)
+    monkeypatch.setattr(devices, "MOST_FOLDS", 10)
+    errors, scales = held_out(points, names, 1.0)
+    assert len(fit(points, 1.0).weights) == 40
+    assert (scales == 1.0).all()
+    assert np.median(np.abs(errors)) == pytest.approx(np.median(np.abs(exact)), rel=0.3)
