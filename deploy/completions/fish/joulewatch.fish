@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile analyze compare report layers fit predict recommend device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_commands profile analyze compare report layers fit predict recommend device energy calibrate runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --time --timeout --timezone --trace --unit --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -223,6 +223,25 @@ complete -c joulewatch -n '_shtab_joulewatch_using energy' -l format -xka "table
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a calibrate -d 'Compare a sensor with a meter over the windows of a run, and write its calibration.'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l reference -x -d 'log of the meter during the run (CSV)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l time -x -d 'column of the times: Unix seconds or ISO 8601 (default: time)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l power -x -d 'column of the power'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l energy -x -d 'or column of a counter of energy'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l unit -x -d 'W, mW, kW, J, Wh or kWh (default: W, or J)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l timezone -x -d 'zone of times without one: Europe/Zurich, UTC, +01:00'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l accuracy -x -d 'accuracy of the meter, such as 1% (default: unknown)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l reference-name -x -d 'name of the meter in results (default: the name of the log)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l sensor -x -d 'sensor whose instance/collector/device/domain matches; * and ? are wildcards; repeatable; several: their sum (default: the primary node sensor)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the calibration (YAML)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write a figure of the errors: .png, .svg or .pdf'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a runs -d 'List the stored runs, or push one to Prometheus.'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
