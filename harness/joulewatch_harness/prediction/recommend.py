@@ -311,7 +311,7 @@ def without_numbers(devices: Sequence[str], candidates: Sequence[Candidate], run
         if not names & predicted:
             title = name if card is None else card.title
             where = "" if card is None or card.kind != "gpu" else " --runtime tensorrt"
-            missing[title] = f"joulewatch profile {run}{where} on it, and on two others for an interval"
+            missing[title] = f"joulewatch profile {run}{where} on it; with a second network, joulewatch fit ranks it"
     return missing
 
 
@@ -365,7 +365,7 @@ def recommend(
     if not sure or not all(one.validated for one in pair):
         settle = _settle(pair, rate)
     elif unknown:
-        settle = "; ".join(f"{name}: {text}" for name, text in unknown.items())
+        settle = "; ".join(f"{name}: {text}" for name, text in list(unknown.items())[:1])
     return Recommendation(
         network=ranked[0].prediction.network,
         rate=rate,

@@ -63,10 +63,13 @@ def recommend_lines(found: Recommendation, costs: Costs, width: int = DEFAULT_WI
     lines = [*warning, "", title, *Table(columns, shown).lines(width)]
     lines += [f"... and {len(found.places) - SHOWN} more: --format json"] if len(found.places) > SHOWN else []
     lines += ["", *paragraphs([verdict(found)], width)]
-    lines += paragraphs([f"To settle it: {found.settle}"] if found.settle else [], width)
+    missing = [f"{name}: {text}" for name, text in found.unknown.items()]
+    lines += paragraphs((f"No validated interval: {text}" for text in missing), width)
+    lines += paragraphs(
+        [f"To settle it: {found.settle}"] if found.settle and found.settle not in missing else [], width
+    )
     of_devices = {place.candidate.prediction.device: place for place in reversed(shown)}
     lines += paragraphs([text for place in reversed(of_devices.values()) if (text := idle_text(found, place))], width)
-    lines += paragraphs((f"No number: {name}: {text}" for name, text in found.unknown.items()), width)
     lines += paragraphs((f"Excluded: {text}" for text in excluded_texts(found.excluded)), width)
     notes = [note for place in shown for note in place.candidate.prediction.notes]
     lines += paragraphs((f"Note: {note}" for note in dict.fromkeys(notes)), width)
@@ -77,7 +80,7 @@ def verdict(found: Recommendation) -> str:
     """Return the answer in one sentence."""
     first, rival = found.places[0].candidate, found.rival
     if found.unknown and (rival is None or (rival.better or 0.0) >= DECIDED):
-        return f"Undecided: {', '.join([first.title, *found.unknown])}: not all of them have a number."
+        return f"Undecided: {first.title} cannot be compared with {' and '.join(found.unknown)}."
     if rival is None:
         only = f"Recommended: {first.title}: the only one that keeps the limits."
         return only if found.decided else f"Undecided: {first.title} has no validated interval."
