@@ -258,7 +258,8 @@ _NOT_PRODUCTS: Final = frozenset({"cray", "estimate", "hwmon", "iio", "ipmi"})
 def _devices(sensors: Iterable[SensorRecord]) -> str:
     """Return the devices that sensors measure: ``2x AMD EPYC 7763, NVIDIA A100``."""
     devices = {
-        (sensor.model, sensor.device)
+        # NVML's models end with the address and the driver: NVIDIA A100 @ 0000:01:00.0, driver 550.54.15.
+        (sensor.model.partition(" @ ")[0], sensor.device)
         for sensor in sensors
         if sensor.scope == "device" and sensor.model and sensor.collector not in _NOT_PRODUCTS
     }

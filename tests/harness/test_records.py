@@ -29,6 +29,11 @@ SERVER = (
 )
 
 
+GPUS = tuple(
+    sensor("a:1", f"gpu{n}", f"NVIDIA A100 @ 0000:{n}1:00.0, driver 550.54.15", "nvml", component="gpu") for n in (0, 4)
+)
+
+
 @pytest.mark.parametrize(
     ("exporters", "sensors", "hardware"),
     [
@@ -37,6 +42,7 @@ SERVER = (
         ((exporter("a:1", ""),), SERVER, "Intel Core i7"),
         ((exporter("a:1", "node1"),), SERVER, f"node1 (2x {EPYC}, NVIDIA A100)"),
         ((exporter("a:1", "node1"),), (sensor("a:1", "chip", "ina226", "hwmon"),), "node1"),
+        ((exporter("a:1", "node1"),), GPUS, "node1 (2x NVIDIA A100)"),
         (
             (exporter("l:1", "laptop"), exporter("a:1", "node1"), exporter("b:1", "node2")),
             (*SERVER[:1], sensor("b:1", "socket0", EPYC)),
