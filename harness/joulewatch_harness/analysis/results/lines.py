@@ -138,14 +138,16 @@ def _main_component(side: Side) -> str:
         ConfigError: Neither the device of the configuration nor its sensors decide it.
     """
     settings = side.settings
-    device = str(settings.get("device") or "").lower()
+    # A run that is rebuilt from Prometheus has no device, but the provider (CUDAExecutionProvider) and the runtime.
+    device = str(settings.get("device") or settings.get("provider") or "").lower()
+    runtime = str(settings.get("runtime"))
     group = next(iter(side.run.groups[side.configuration].values()))
     names = {str(energy["name"]) for energy in group["energy"]["components"]}
     if device.startswith("cpu"):
         return "cpu"
-    if settings.get("runtime") == "finn" or device.startswith("fpga"):
+    if runtime == "finn" or device.startswith("fpga"):
         return "fpga"
-    if device.startswith(("cuda", "gpu")):
+    if runtime == "tensorrt" or device.startswith(("cuda", "gpu", "tensorrt")):
         return "gpu"
     accelerators = [name for name in _ACCELERATORS if name in names]
     if len(accelerators) == 1 and device:
@@ -171,7 +173,8 @@ def _models(document: Mapping[str, Any], component: str) -> Iterator[tuple[str, 
     """Yield the model and the name of each device of a component."""
     for sensor in document.get("sensors") or ():
         if sensor.get("scope") == "device" and sensor.get("component") == component and sensor.get("model"):
-            yield str(sensor["model"]), f"{sensor.get('exporter')}/{sensor.get('device')}"
+            # Some models end with the address and the driver: NVIDIA A100 @ 0000:01:00.0, driver 550.54.15.
+            yield str(sensor["model"]).partition(" @ ")[0], f"{sensor.get('exporter')}/{sensor.get('device')}"
 
 
 def predicted_lines(document: Any, where: str) -> list[Line]:

@@ -23,7 +23,8 @@ def document() -> dict[str, Any]:
 def changed(document: dict[str, Any], *, device: str, hardware: str = "", run: str = "") -> Run:
     """Return the run with another device of its configuration, another machine, and another id."""
     results = [
-        {**group, "configuration": {**group["configuration"], "device": device}} for group in document["results"]
+        {**group, "configuration": {**group["configuration"], "runtime": "double", "device": device, "provider": ""}}
+        for group in document["results"]
     ]
     header = dict(document["run"])
     header |= {"hardware": hardware or header["hardware"], "id": run or header["id"]}
@@ -52,6 +53,27 @@ def test_the_main_device_excludes_memory_and_the_host(document: dict[str, Any], 
     assert line.points[0].energy.value == energies[component]
 
 
+@pytest.mark.parametrize(
+    ("settings", "component"),
+    [
+        ({"runtime": "tensorrt"}, "gpu"),
+        ({"runtime": "onnxruntime", "provider": "CUDAExecutionProvider"}, "gpu"),
+        ({"runtime": "onnxruntime", "provider": "CPUExecutionProvider"}, "cpu"),
+    ],
+)
+def test_a_run_from_prometheus_alone_shows_its_main_device_by_provider_or_runtime(
+    document: dict[str, Any], settings: dict[str, str], component: str
+) -> None:
+    results = [
+        {**group, "configuration": {**group["configuration"], "device": "", "provider": "", **settings}}
+        for group in document["results"]
+    ]
+    line = only_line(read_document({**document, "results": results}, "test"), main_device=True)
+    energies = {energy["name"]: energy["gross"]["value"] for energy in document["results"][0]["energy"]["components"]}
+    assert line.points[0].energy is not None
+    assert line.points[0].energy.value == energies[component]
+
+
 def test_a_configuration_without_a_device_has_no_main_device_if_there_is_an_accelerator(
     document: dict[str, Any],
 ) -> None:
@@ -68,6 +90,15 @@ def test_labels_name_the_hardware_if_it_differs_and_the_run_if_all_else_is_equal
     assert labels == [f"{name}, run {first.id}", f"{name}, run {OTHER_RUN}"]
     labels = [line.label for line in lines_of([Side(first, name), Side(third, name)])]
     assert labels == [f"{name} on 2x AMD EPYC 7763", f"{name} on EPYC 7742"]
+
+
+def test_the_hardware_of_the_main_device_is_that_of_its_sensors(document: dict[str, Any]) -> None:
+    models = {"gpu": "NVIDIA A100 @ 0000:01:00.0, driver 550.54.15", "cpu": "AMD EPYC 7763"}
+    sensors = [{**sensor, "model": models.get(sensor["component"], "")} for sensor in document["sensors"]]
+    run = {**document, "sensors": sensors}
+    assert only_line(changed(run, device="cuda:0"), main_device=True).hardware == "NVIDIA A100"
+    assert only_line(changed(run, device="cpu"), main_device=True).hardware == "2x AMD EPYC 7763"
+    assert only_line(changed(run, device="cpu", hardware="node1")).hardware == "node1"
 
 
 def test_a_method_that_is_not_a_measurement_is_in_the_label(document: dict[str, Any]) -> None:
