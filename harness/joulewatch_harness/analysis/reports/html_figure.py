@@ -120,28 +120,28 @@ def energy_cell(unit: Unit, result: EnergyResult | None) -> str | None:
 
 
 def side_by_side(runs: Sequence[ReportedRun], unit: Unit) -> Markup:
-    """Return energy and throughput over batch size, with one column per line of the figure."""
-    lines = [(label, {group.batch_size: group for group in groups}) for label, groups in labels_of(runs)]
-    sizes = sorted({size for _, groups in lines for size in groups})
+    """Return energy and throughput of each line of the figure, with one column per batch size."""
+    rows = [(label, {group.batch_size: group for group in groups}) for label, groups in labels_of(runs)]
+    sizes = sorted({size for _, groups in rows for size in groups})
 
-    def column(label: str, groups: Mapping[int, GroupResult], *, energy: bool) -> Column[int]:
-        def cell(size: int) -> str | None:
-            group = groups.get(size)
+    def column(size: int, *, energy: bool) -> Column[tuple[str, Mapping[int, GroupResult]]]:
+        def cell(row: tuple[str, Mapping[int, GroupResult]]) -> str | None:
+            group = row[1].get(size)
             if group is None:
                 return None
             if energy:
                 return energy_cell(unit, group.total)
             return None if group.throughput is None else with_uncertainty(group.throughput)
 
-        return Column(label, cell)
+        return Column(f"batch {size}", cell)
 
     parts = []
     for caption, energy in (
         (f"Energy per inference over all device sensors, {unit.name}; ±: 95 % coverage", True),
         ("Throughput, inferences per second", False),
     ):
-        columns = [column(label, groups, energy=energy) for label, groups in lines]
-        parts.append(make_table(caption, [Column("batch", lambda size: size), *columns], sizes))
+        name: Column[tuple[str, Mapping[int, GroupResult]]] = Column("configuration", lambda row: row[0], text=True)
+        parts.append(make_table(caption, [name, *(column(size, energy=energy) for size in sizes)], rows))
     if UNKNOWN_ACCURACY in parts[0]:
         parts.append(tag("p", f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.", class_="notes"))
     text = "`joulewatch compare` reports which differences are significant, and which errors cancel in them."
