@@ -32,9 +32,16 @@ MOST: Final = 20
 """Series of a panel that would have one per server: a fleet has thousands."""
 MOST_ROWS: Final = 50
 HOST_WATTS: Final = f"host:joulewatch_host_energy_joules:rate5m{{{CLUSTER}}}"
-HOST_DAY: Final = f"host:joulewatch_host_energy_kwh:increase1d{{{CLUSTER}}}"
+HOST_DAY: Final = (
+    f"(host:joulewatch_host_energy_kwh:increase1d{{{CLUSTER}}}"
+    f" or host:joulewatch_host_energy_kwh:increase1h{{{CLUSTER}}})"
+)
+"""In its first hour, a server has no energy of a day, only what it has used so far."""
 CLUSTER_WATTS: Final = f"cluster:joulewatch_host_energy_joules:rate5m{{{CLUSTER}}}"
-CLUSTER_DAY: Final = f"cluster:joulewatch_host_energy_kwh:increase1d{{{CLUSTER}}}"
+CLUSTER_DAY: Final = (
+    f"(cluster:joulewatch_host_energy_kwh:increase1d{{{CLUSTER}}}"
+    f" or cluster:joulewatch_host_energy_kwh:increase1h{{{CLUSTER}}})"
+)
 CLUSTER_HOUR: Final = f"cluster:joulewatch_host_energy_kwh:increase1h{{{CLUSTER}}}"
 DOWN: Final = f"instance:joulewatch_sensor_up:count_down{{{CLUSTER}}}"
 IMPLAUSIBLE: Final = f"instance:joulewatch_sensor_implausible:count{{{CLUSTER}}}"
