@@ -60,7 +60,7 @@ class QuantityState:
         self.scan = 0
         """Number of the last scan in which this quantity was read; negative if its value is a suspect."""
         self.burst_done = not self._is_measured
-        """Whether it has been read in a burst, or is not to be."""
+        """Whether it has been read in a burst, or must not be."""
         self._power = PowerFromEnergy()
         self._events = 0
         self._refresh_s: float | None = None

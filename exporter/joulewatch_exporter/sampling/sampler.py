@@ -37,7 +37,7 @@ from joulewatch_exporter.threads import DeadlineThread
 logger = logging.getLogger(__name__)
 
 ESTIMATE_FAMILY: Final = "estimate"
-"""Runs if no CPU sensor is measured; next to one only if it is enabled explicitly."""
+"""Family that estimates CPU energy: it runs if no CPU sensor is measured, or if it is enabled explicitly."""
 
 OPEN_TIMEOUT_S: Final = 10.0
 """Longest time to open a family; after that the other families are opened, and this one is probed again later."""
@@ -93,7 +93,7 @@ class Sampler:
         """Family and message of what is logged once only."""
         self._retry: set[str] = set()
         self._claimed: dict[str, frozenset[str]] = {}
-        """What families before each family read when it was opened."""
+        """Family -> the sources that the families before it read when it was opened."""
         self._unopened: dict[str, FamilyScan] = {}
         """Scan of each family that has devices and cannot be opened: all of them are down."""
         self._rediscovery = threading.Thread(target=self._rediscover_forever, name="rediscover", daemon=True)

@@ -34,7 +34,7 @@ class SavedQuantity:
     """The last good reading: position of the counter in joules, or power in watts."""
     before_change_ns: int = 0
     suspect_at_ns: int | None = None
-    """Monotonic time of a reading that the next one has to confirm; None: there is none."""
+    """Monotonic time of a reading that the next one has to confirm; None: no reading has to be confirmed."""
     suspect_joules: float = 0.0
     wraps: int = 0
     resets: int = 0

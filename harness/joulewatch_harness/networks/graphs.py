@@ -37,7 +37,7 @@ class Sizes:
     """The sizes for which costs are counted."""
 
     batch: int
-    """The costs of all are divided by it."""
+    """Costs are divided by it, so that they are per inference."""
     shapes: Mapping[str, Shape]
     """Shape of each input at this batch size."""
 

@@ -10,11 +10,11 @@ from joulewatch_harness.records import SensorRecord
 
 _ASSUMED_REFRESH_COUNTER_S: Final = 0.1
 _ASSUMED_REFRESH_SLOW_S: Final = FROZEN_ASSUMED_REFRESH_S
-"""Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
+"""Assumed refresh period of a counter that is read on request, and of every other sensor."""
 
 
 def assumed_refresh_s(record: SensorRecord) -> float:
-    """Return the refresh of a sensor about which only its metadata are known.
+    """Return the assumed refresh period of a sensor, from its metadata.
 
     Power that is read from a management controller or a hardware monitor may be seconds old. A power model computes its
     value when it is read.

@@ -32,7 +32,7 @@ from joulewatch_harness.plan.target import (
 )
 
 PACE_PRIOR_S: Final = 5.0
-"""Time that counts as having taken as long as estimated, so that the first steps do not dominate the remaining time."""
+"""Added to the spent and to the estimated time, so that the first steps alone do not decide the remaining time."""
 
 
 @dataclass(frozen=True, slots=True)

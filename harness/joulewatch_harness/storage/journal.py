@@ -93,8 +93,8 @@ class Journal:
 
         Raises:
             RecordError: the disk is full or broken (earlier lines are complete and stay readable), or the journal
-                already has a window with this number, or with the same series and end in milliseconds, one of which
-                would hide the other in Prometheus.
+                already has a window with this number, or one of the same series that ends in the same millisecond:
+                Prometheus would store only one of the two.
         """
         if isinstance(line, Window):
             self._check(line)
@@ -277,7 +277,7 @@ def find_run(run: str, output: Path) -> Path:
 
     Raises:
         RecordError: there is no such run, or several; the text contains some of the ids. Or ``run`` is a folder
-            without a journal, or a file that is none.
+            without a journal, or a file that is not a journal.
     """
     given = Path(run)
     if (given / JOURNAL_NAME).is_file():

@@ -678,7 +678,7 @@ def test_failures_of_tensorrt_are_passed_on(
         ("m.onnx", {"workspace_mib": "0"}, "option workspace_mib: must be an integer >= 1"),
         ("m.onnx", {"copies": "perhaps"}, "option copies: must be true or false"),
         ("m.onnx", {"precision": "fp31"}, "tensorrt: unknown precision 'fp31'; did you mean fp32"),
-        ("m.onnx", {"device": "cuda:1"}, "there is no device cuda:1: the last one is cuda:0"),
+        ("m.onnx", {"device": "cuda:1"}, "the device cuda:1 does not exist: the last one is cuda:0"),
         ("m.onnx", {"device": "gpu"}, "unknown device 'gpu'"),
         ("m.onnx", {"device": "cuda:x"}, "unknown device 'cuda:x'; did you mean cuda"),
         ("mlp", {"depth": "x"}, "depth"),

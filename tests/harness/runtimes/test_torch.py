@@ -572,7 +572,7 @@ def test_a_missing_gpu_is_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert str(runtime.find_device("cuda:1")) == "cuda:1"
-    with pytest.raises(ConfigError, match="there is no device cuda:2: the last one is cuda:1"):
+    with pytest.raises(ConfigError, match="the device cuda:2 does not exist: the last one is cuda:1"):
         runtime.find_device("cuda:2")
 
 

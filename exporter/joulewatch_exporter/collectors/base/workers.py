@@ -77,7 +77,7 @@ class _Attempt:
     """The outcome of one attempt to reach the device."""
 
     device: Device | None
-    """The connection after the attempt; None: there is none."""
+    """The connection after the attempt; None: not connected."""
     infos: tuple[SensorInfo, ...] | None = None
     """The quantities of a new connection; None: the attempt made none."""
     readings: Sequence[Reading] = ()

@@ -163,7 +163,7 @@ def _open(channel: Channel, quantity: Quantity, status: str, findings: list[Find
 
 
 def _resolution(channel: Channel, opened: _Opened) -> str:
-    """Return the smallest step, with its unit; that of a product depends on the voltage and current of now."""
+    """Return the smallest step, with its unit; that of a product depends on its present voltage and current."""
     if isinstance(opened.meter, FileMeter):
         return _with_unit(channel.file.resolution, "J" if channel.kind == "energy" else "W")
     try:

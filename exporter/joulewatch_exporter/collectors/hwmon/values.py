@@ -117,7 +117,7 @@ class ProductMeter:
         return now_ns, watts
 
     def read_resolution(self) -> float:
-        """Return the smallest step of the product, in watts, at the voltage and current of now."""
+        """Return the smallest step of the product, in watts, at the present voltage and current."""
         volts, amperes, _ = self._read_both()
         return volts * self._amperes.resolution + abs(amperes) * self._volts.resolution
 

@@ -122,7 +122,7 @@ class RepositoryReader:
                 self._fail(channel, code)
             _, piece = self._split(channel, answer, 0)
             if not piece:
-                break  # shorter than its header says
+                break  # shorter than its header states
             record += piece[:count]
         return record
 

@@ -15,7 +15,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.finn.options import Options
 
 GENERATED: Final = "FINNExampleOverlay"
-"""The one overlay class of FINN itself."""
+"""The only overlay class of FINN's own drivers."""
 DMA: Final = "FINNDMAOverlay"
 INSTRUMENTATION: Final = "FINNInstrumentationOverlay"
 BOTH: Final = "FINNDMAInstrumentationOverlay"

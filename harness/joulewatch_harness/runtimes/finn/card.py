@@ -176,7 +176,7 @@ class Card:
         if self.options.device >= len(devices):
             names = ", ".join(f"{number}: {getattr(one, 'name', one)}" for number, one in enumerate(devices))
             raise ConfigError(
-                f"{self.name}: there is no device {self.options.device} (found: {names or 'none; is XRT set up?'})"
+                f"{self.name}: no device {self.options.device} (found: {names or 'none; is XRT set up?'})"
             )
         return devices[self.options.device]
 

@@ -20,7 +20,7 @@ TRIAL_S: Final = 0.25
 """Time before the counters are used."""
 LATE_NS: Final = 1_000_000
 """If a call of ``run`` begins later than this after the previous one, counting restarts: the accelerator keeps running
-between windows, and those frames belong to none."""
+between windows, and those frames belong to no window."""
 STALL: Final = 0.9
 """Least share of the expected frames in a call of ``run``, if the design counts them."""
 
@@ -109,7 +109,7 @@ class InstrumentationNetwork:
             raise self._card.refused(error, "the instrumentation does not work") from error
 
     def prepare(self, batch: int) -> None:
-        """Make sure that the accelerator runs; a batch is so many frames.
+        """Make sure that the accelerator runs; a batch is that number of frames.
 
         Raises:
             NetworkError: it does not run.

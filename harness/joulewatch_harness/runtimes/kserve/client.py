@@ -38,7 +38,7 @@ class Reply:
     text: str
     """The message of the server, without secrets: ``HTTP 400: no such input``."""
     data: Any = None
-    """The content of the answer, as in JSON; None if there is none."""
+    """The content of the answer, as in JSON; None without a content."""
 
 
 class RefusedError(Exception):
@@ -69,7 +69,7 @@ class Client(Protocol):
         """Request a description of the server or the model.
 
         Raises:
-            NetworkError: there is no answer.
+            NetworkError: no answer.
         """
         ...
 

@@ -5,7 +5,7 @@ joulewatch to one major version of protobuf, and its names would collide with th
 the same process. Fields that are not listed are skipped when a message is read.
 
 Source: KServe, Open Inference Protocol v2, gRPC; Triton, statistics, model configuration and model repository
-extensions. The tests hold them against bytes that tritonclient wrote.
+extensions. The tests compare them with bytes that tritonclient wrote.
 """
 
 from __future__ import annotations

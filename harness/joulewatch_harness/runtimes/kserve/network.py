@@ -78,7 +78,7 @@ class KServeNetwork:
         self._form = BINARY if options.binary else AS_JSON
         self._times: ServerTimes | None = None
         self._are_stale = True
-        """There have been requests since the server's statistics were read."""
+        """Whether requests were sent since the server's statistics were read."""
         self._shared = False
 
     def describe(self) -> Mapping[str, Any]:
@@ -116,7 +116,7 @@ class KServeNetwork:
         """Read the descriptions of server and model, and send a few small batches to check the answers.
 
         Raises:
-            ConfigError: there is no answer, it is not a KServe server, it does not have the model, or it refuses the
+            ConfigError: no answer, it is not a KServe server, it does not have the model, or it refuses the
                 key.
             NetworkError: the model cannot be run.
         """
@@ -545,7 +545,7 @@ def _add(phases: Phases, name: str, count: int, total_ns: int) -> None:
 def _other(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return other inputs of the same kind: in reverse order and, if they are floats, also of other sizes.
 
-    The order alone changes nothing in a sum or a mean, the size alone nothing behind a normalisation.
+    The order alone changes nothing in a sum or a mean, the size alone changes nothing after a normalisation.
     """
     flipped = np.asarray(np.flip(values), order="C")
     if values.dtype.kind != "f":

@@ -197,7 +197,7 @@ class _Origins:
         self._taken: set[str] = set()
 
     def of(self, node: Any) -> str:
-        """Return the name of the operator; empty: there is none, or more than one."""
+        """Return the name of the operator; empty if no operator, or more than one, fits."""
         family = next((kinds for kinds in _FAMILIES if node.op_type in kinds), frozenset())
         own = self._nodes.get(_plain(node.name))
         if own is None or own.op_type not in family:

@@ -155,7 +155,7 @@ class OpenAINetwork:
         """Read the list of models and send one small request: check key, model, streaming and counting.
 
         Raises:
-            ConfigError: there is no answer, the model does not exist, the key is wrong, or the server counts no tokens.
+            ConfigError: no answer, the model does not exist, the key is wrong, or the server counts no tokens.
             NetworkError: the server fails, or its answer is not a stream.
         """
         self.close()

@@ -154,7 +154,7 @@ class OpenVinoNetwork:
         except Exception as error:
             raise broken(path, error) from error
         check_types(inputs, f"model file {path}")
-        # OpenVINO's own files have no other graph.
+        # Of an .onnx file, the ONNX graph shows the use of the inputs; OpenVINO's own files have no ONNX graph.
         find_uses = self._uses if path.suffix != ".onnx" else None
         self._batches = options.batches(path.name, inputs, self._source, find_uses)
         self._compile(self._batches.fixed_size or 1)

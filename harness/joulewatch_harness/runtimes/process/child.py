@@ -164,7 +164,7 @@ class Child:
             what: Description of the operation in errors; default: ``op``.
 
         Raises:
-            NetworkError: there is no valid answer; the child has been ended.
+            NetworkError: no valid answer; the child has been ended.
         """
         what = what or op
         if self.ended:

@@ -23,7 +23,7 @@ def as_network_errors(prefix: str, *, last_line: bool = False) -> Iterator[None]
         last_line: The text of the exception is its last line; what precedes it is a traceback.
 
     Raises:
-        MemoryError: there is no memory.
+        MemoryError: memory ran out.
         NetworkError: all other exceptions; ConfigError and NetworkError pass unchanged.
     """
     try:

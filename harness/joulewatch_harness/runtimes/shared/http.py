@@ -234,7 +234,7 @@ class Connection:
                 raise http.client.IncompleteRead(b"", response.length)
             whole = True
         except (OSError, http.client.HTTPException) as error:
-            raise self._trouble(path, error, "the stream was cut off: the server's log may say why") from error
+            raise self._trouble(path, error, "the stream was cut off: its log may contain the reason") from error
         finally:
             if not whole or response.will_close:
                 self.close()

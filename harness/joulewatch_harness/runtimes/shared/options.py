@@ -25,7 +25,7 @@ class Description:
     """One option as a user reads it."""
 
     default: str | None
-    """None: there is none, or it depends on something that ``meaning`` names."""
+    """None: the option has no default, or one that depends on what ``meaning`` names."""
     values: str
     meaning: str
 

@@ -96,7 +96,7 @@ class Cuda:
             )
         index = int(match[1] or 0)
         if index >= values[0]:
-            raise ConfigError(f"tensorrt: there is no device cuda:{index}: the last one is cuda:{values[0] - 1}")
+            raise ConfigError(f"tensorrt: the device cuda:{index} does not exist: the last one is cuda:{values[0] - 1}")
         properties = self("cudaGetDeviceProperties", index)
         newest = int(self("cudaDriverGetVersion"))
         raw = bytes(properties.uuid.bytes).hex()

@@ -82,7 +82,7 @@ class Cache:
         return self.folder / f"timing-{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.cache"
 
     def read(self, path: Path) -> Plan | None:
-        """Return a stored engine; None: there is none."""
+        """Return a stored engine; None if it is not stored."""
         try:
             data, notes = path.read_bytes(), _notes(path)
         except OSError:
@@ -278,7 +278,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def _notes(path: Path) -> Mapping[str, Any]:
-    """Return what ``Cache.keep`` wrote next to an engine; empty if there is none."""
+    """Return what ``Cache.keep`` wrote next to an engine; empty if it is missing."""
     try:
         details = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):

@@ -55,7 +55,7 @@ def read(path: Path, *, external: bool = True) -> Any:
 
 
 def refused(model: Any) -> Refused | None:
-    """Return the first node whose quantisation TensorRT does not support; None: there is none."""
+    """Return the first node whose quantisation TensorRT does not support; None if it supports all."""
     for node in model.graph.node:
         if node.op_type in _QUANTISED:
             zero = _zero_point(model, node)

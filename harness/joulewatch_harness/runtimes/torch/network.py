@@ -179,7 +179,7 @@ class TorchNetwork:
             )
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
-            raise ConfigError(f"{name}: channels_last is for inputs with four axes, and there is none")
+            raise ConfigError(f"{name}: channels_last is for inputs with four axes, and no input has four")
         find_uses = None if self._source.path.suffix == ".onnx" else functools.partial(_uses, loaded)
         self._batches = options.batches(name, loaded.inputs, self._source, find_uses)
         with _errors(f"{name}: cannot be moved to {self._device}"):
@@ -455,7 +455,7 @@ def find_device(text: str) -> torch.device:
         )
     index = int(match[2] or 0)
     if index >= count:
-        raise ConfigError(f"torch: there is no device cuda:{index}: the last one is cuda:{count - 1}")
+        raise ConfigError(f"torch: the device cuda:{index} does not exist: the last one is cuda:{count - 1}")
     return torch.device("cuda", index)
 
 

@@ -192,7 +192,7 @@ class TvmNetwork:
             UnsupportedBatchError: the model's batch axis is fixed to another size, or its graph does not allow this
                 one.
             NetworkError: the model computes in another precision at this batch size; tuning or compiling failed.
-            MemoryError: there is no memory for it.
+            MemoryError: the device has no memory for it.
         """
         self._batches.check_size(batch)
         name, known = f"{self._source.path.name}, batch {batch}", self._programs.get(batch)
@@ -237,7 +237,7 @@ class TvmNetwork:
         separate end.
 
         Raises:
-            MemoryError: there is no memory for it.
+            MemoryError: the device has no memory for it.
             NetworkError: TVM failed.
         """
         main, inputs, sync = self._main, self._inputs, self._device.sync

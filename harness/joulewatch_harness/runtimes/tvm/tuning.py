@@ -111,7 +111,7 @@ def has_feature(target: Any, feature: str) -> bool:
 
 
 def open_database(folder: Path) -> Any | None:
-    """Return the database, from a copy of its complete lines; None: there is none.
+    """Return the database, from a copy of its complete lines; None if it does not exist.
 
     Raises:
         ConfigError: a line other than an incomplete last one is damaged.
@@ -240,7 +240,7 @@ def _remove_remains(folder: Path) -> None:
         path = folder / name
         text = "".join(f"{line}\n" for line in lines)
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
-            fresh = path.with_suffix(".mended")
+            fresh = path.with_suffix(".repaired")
             fresh.write_text(text, encoding="utf-8")
             fresh.replace(path)
     for left in folder.glob(f"{_SCRATCH}*"):
