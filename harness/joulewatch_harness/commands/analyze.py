@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Final
@@ -16,14 +17,23 @@ from joulewatch_harness.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+EXIT_FAILED: Final = 1
 EXIT_AUDIT: Final = 3
+MLPERF: Final = "mlperf-energy"
+CODECARBON: Final = "codecarbon"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``joulewatch analyze``."""
     parser.add_argument("run", metavar="RUN", help="run id or a prefix of it, run directory, journal, or recording")
     add_output_argument(parser)
-    add_format_argument(parser)
+    add_format_argument(parser, MLPERF, CODECARBON)
+    parser.add_argument(
+        "--carbon",
+        metavar="g/kWh",
+        type=float,
+        help=f"carbon intensity of the electricity, for the emissions of --format {CODECARBON}",
+    )
     parser.add_argument("--figure", metavar="FILE", type=Path, help="write the figure: .png, .svg or .pdf")
     parser.add_argument("--net", action="store_true", help="show energy net of idle power in the figure too")
     parser.add_argument("--budget", action="store_true", help="show the uncertainty budgets under the table")
@@ -41,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, or an unknown run.
         DeliveryError: ``--publish`` failed; the results are printed before.
     """
-    from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
+    from joulewatch_harness.analysis.reports import to_codecarbon, to_csv, to_json, to_mlperf, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -52,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     options = options_from_args(args)
     if args.publish and options is None:
         raise ConfigError("--publish needs --prometheus URL, the server that gets the results")
+    if args.carbon is not None and (args.format != CODECARBON or not 0 <= args.carbon < math.inf):
+        raise ConfigError(f"--carbon needs --format {CODECARBON} and a number of grams per kWh, at least 0")
     if args.figure is not None:
         check_figure_path(args.figure)
     record, source = find(args.run, args.output, options)
@@ -59,15 +71,23 @@ def run(args: argparse.Namespace) -> int:
         if source is not None:
             stack.callback(source.close)
         result = analyze_run(record, source, progress=lambda text: logger.info("%s", text))
+    missing: list[str] = []
     if args.format == "json":
         sys.stdout.write(to_json.render_json(result))
     elif args.format == "csv":
         sys.stdout.write(to_csv.render_csv(result))
+    elif args.format == CODECARBON:
+        sys.stdout.write(to_codecarbon.render_codecarbon(result, args.carbon))
+    elif args.format == MLPERF:
+        text, missing = to_mlperf.render_mlperf(result)
+        sys.stdout.write(text)
     else:
         sys.stdout.write(to_text.render_table(result, width=terminal_width(), budget=args.budget))
     sys.stdout.flush()
     if args.format != "table" and (warning := numbers.warning_line(result.methods)):
         print(warning, file=sys.stderr)  # noqa: T201
+    for text in missing:
+        print(f"no record: {text}", file=sys.stderr)  # noqa: T201
     if args.figure is not None:
         write_figure(result, args.figure, net=args.net)
         print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
@@ -82,4 +102,4 @@ def run(args: argparse.Namespace) -> int:
         errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
         print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201
         return EXIT_AUDIT
-    return 0
+    return EXIT_FAILED if missing and len(missing) == len(result.groups) else 0

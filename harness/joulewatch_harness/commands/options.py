@@ -13,10 +13,10 @@ from joulewatch_harness.errors import ConfigError, RecordError
 LARGEST_JSON_BYTES: Final = 1 << 28
 
 
-def add_format_argument(parser: argparse._ActionsContainer) -> None:
-    """Add ``--format``."""
+def add_format_argument(parser: argparse._ActionsContainer, *more: str) -> None:
+    """Add ``--format``, with further formats."""
     parser.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="output format (default: table)"
+        "--format", choices=("table", "json", "csv", *more), default="table", help="output format (default: table)"
     )
 
 

@@ -90,12 +90,22 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
     assert "degrees of freedom" in " ".join(capsys.readouterr().out.split())
 
 
+def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", str(runs / RUN), "--format=codecarbon", "--carbon=250"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 4 and all(float(row["emissions"]) > 0 for row in rows)
+    assert main(["analyze", str(runs / RUN), "--format=mlperf-energy"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["analyze", "nothing"], "unknown run 'nothing'"),
         (["analyze", "RUN", "--figure=figure.jpg"], "must end in .png, .svg, .pdf"),
         (["analyze", "RUN", "--publish"], "--publish needs --prometheus"),
+        (["analyze", "RUN", "--carbon=250"], "--carbon needs --format codecarbon"),
+        (["analyze", "RUN", "--format=codecarbon", "--carbon=-1"], "grams per kWh, at least 0"),
         (["energy", "--start=-10m"], "give one source"),
         (["energy", "--start=-10m", "--recording=none.sqlite"], "no such recording"),
         (["energy", "--start=soon", "--recording=REC"], "--start 'soon': not a valid time"),

@@ -159,7 +159,8 @@ def _setup_energy_document(energy: SetupEnergy) -> dict[str, Any]:
     }
 
 
-def _energy_document(energy: EnergyResult) -> dict[str, Any]:
+def energy_document(energy: EnergyResult) -> dict[str, Any]:
+    """Return the energy of one component, as plain data."""
     return {
         "name": energy.name,
         "gross": estimate_document(energy.gross, "J"),
@@ -201,10 +202,10 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
             "rounds": {f"{name}_s": _rounds(values) for name, values in latency.rounds_s.items()},
         },
         "energy": {
-            "components": [_energy_document(energy) for energy in group.components],
-            "total": _energy_document(group.total),
-            "nodes": [_energy_document(energy) for energy in group.nodes],
-            "parts": [_energy_document(energy) for energy in group.parts],
+            "components": [energy_document(energy) for energy in group.components],
+            "total": energy_document(group.total),
+            "nodes": [energy_document(energy) for energy in group.nodes],
+            "parts": [energy_document(energy) for energy in group.parts],
         },
         "counts": {
             count.name: {
