@@ -24,6 +24,8 @@ SCHEMA_VERSION: Final = 2
 """Version 2 added windows of kind ``setup`` and lines of type ``setup``; version 1 is still read."""
 
 WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
+METER: Final = "meter"
+"""Key of the plan in the runs of ``joulewatch.Meter``: ``library`` or ``command``."""
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
 
 
@@ -211,6 +213,11 @@ class RunHeader:
     sensors: tuple[SensorRecord, ...]
     provenance: Mapping[str, Any]
     """host, cpu, accelerators, kernel, governor, versions, ..."""
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether the user's own code was measured (``joulewatch.Meter``): its load before a window is not known."""
+        return self.plan.get(METER) is not None
 
     def provenance_text(self, *keys: str) -> str:
         """Return one string of the provenance, such as that of the keys ``cpu`` and ``model``; empty if unknown."""

@@ -32,6 +32,7 @@ def energy_from_edges(
     power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
     batch_s: float = math.inf,
+    settled: bool = True,
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
 
@@ -53,6 +54,8 @@ def energy_from_edges(
         power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean
             power.
         batch_s: Time of one batch, over which power may vary; inf: unknown.
+        settled: Whether the load of the window, or less, ran next to it. False: nothing is known about that power. It
+            is taken as that of the window, and may be anything from the smallest to the largest.
 
     Returns:
         Energy in joules with hard bounds and budget.
@@ -99,6 +102,10 @@ def energy_from_edges(
     # power up to twice the mean, at both edges independently.
     running = (POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
     slack_standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
+    if not settled:
+        joules = rise - sum(slack_s) * power
+        slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * max(cap - power, power - floor)
+        slack_standard = slack_half / math.sqrt(3.0)
     text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
     budget = without_zeros(
         budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),

@@ -17,6 +17,7 @@ from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, 
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
 from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window, WindowKind
 
 LARGEST_UNMEASURED: Final = 0.01
@@ -148,6 +149,9 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     ]
     run_end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
     ranges = _power_ranges(readings, counters, run_end_s)
+    if record.header.is_metered and all(window.kind != "idle" for window in record.windows):
+        # What the machine did next to a window is not known, so its power may have been anything.
+        ranges = {sensor: (0.0, highest) for sensor, (_, highest) in ranges.items()}
     data = [
         _SensorData(
             sensor=sensor,
@@ -156,6 +160,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
             max_gap_s=default_max_gap_s(counters[sensor].spacing_s) if sensor in counters else None,
             restarts_s=history.starts.get(sensor.exporter),
             range_watts=ranges.get(sensor, (0.0, 0.0)),
+            settled=not record.header.is_metered,
             readings=None if clocks.was_set(sensor.exporter) else history.readings.get(sensor),
         )
         for sensor, metadata in sensors.items()
@@ -179,7 +184,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
                 _missing(window, sensor.exporter),
                 health,
                 clocks.offsets(position, sensor.exporter),
-                window.duration_s / window.batches if window.batches else math.inf,
+                window.duration_s / window.batches if window.batches and not record.header.is_metered else math.inf,
             )
         windows.append(
             MeasuredWindow(
@@ -204,6 +209,8 @@ class _SensorData:
     restarts_s: Floats | None
     range_watts: tuple[float, float]
     """Smallest and largest mean power between two readings."""
+    settled: bool
+    """Whether the load of a window ran before it and continued after it."""
     readings: Series | None
     """Power values of a sensor that observes only part of the time."""
 
@@ -240,6 +247,7 @@ def _measure(
                 power_floor_watts=data.range_watts[0],
                 power_cap_watts=data.range_watts[1],
                 batch_s=batch_s,
+                settled=data.settled,
             )
         except CoverageError as error:
             problems.append(error)
@@ -258,6 +266,12 @@ def _measure(
             )
         except CoverageError as error:
             problems.append(error)
+    still = [energy for energy in (by_edges, by_history) if energy is not None and energy.joules == 0.0]
+    if still and sensor.scope != "part" and span.duration_s < REFRESHES_PER_WINDOW * data.traits.refresh_s:
+        # Every device draws power: the counter has not been updated. In longer windows it is frozen.
+        text = f"the counter was not updated in the window of {span.duration_s:.3g} s; use a longer window"
+        problems.append(CoverageError("below_refresh", text))
+        by_edges = by_history = None
     if by_edges is None and by_history is None:
         reason, text = _why_not(sensor, problems, missing, health, readings, counter)
         return Measured(energy=None, reason=reason, text=text, health=health)

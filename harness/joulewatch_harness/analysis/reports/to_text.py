@@ -77,7 +77,7 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
         lines += _budget_lines(result, scale, unit, width)
     lines += paragraphs(missing_lines(result), width)
     lines += ["", *paragraphs(_sensor_lines(result.sensors, result.source), width)]
-    lines += paragraphs(_finding_lines(result.findings), width)
+    lines += paragraphs(finding_lines(result.findings), width)
     if warning:
         lines += ["", *paragraph(warning, width)]
     return "\n".join(lines) + "\n"
@@ -203,6 +203,8 @@ def idle_lines(result: RunResult) -> list[str]:
 
 def rounds_lines(result: RunResult) -> list[str]:
     """Return why each configuration has no more rounds; batch sizes with the same reason share it."""
+    if result.record.header.is_metered:
+        return []
     lines = []
     for name in dict.fromkeys(group.configuration.name for group in result.groups):
         sizes: dict[str, list[str]] = {}
@@ -435,7 +437,7 @@ def accuracy_text(record: SensorRecord) -> str:
     return f"±{100 * record.accuracy:g} %{source}"
 
 
-def _finding_lines(findings: Sequence[Finding]) -> list[str]:
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """Return the findings, errors first; findings with the same reason share a line."""
     grouped: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:

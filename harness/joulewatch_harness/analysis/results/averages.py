@@ -28,8 +28,13 @@ def per_inference(
     idle: IdlePower | None,
     unit: str = "",
     coverage: float = COVERAGE,
+    *,
+    repeatable: bool = True,
 ) -> Estimate:
-    """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
+    """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``.
+
+    ``repeatable`` is as for ``combine_mean``.
+    """
     rounds: Rounds = {}
     systematic: dict[str, list[float]] = {}
     texts: dict[str, str] = {}
@@ -64,7 +69,7 @@ def per_inference(
         )
     means = {name: math.fsum(values) / len(windows) for name, values in systematic.items()}
     covers = covers_of([energy for _, energy in windows])
-    return combine_mean(rounds, means, texts, extra, covers=covers, coverage=coverage)
+    return combine_mean(rounds, means, texts, extra, covers=covers, coverage=coverage, repeatable=repeatable)
 
 
 def covers_of(energies: Sequence[Combined]) -> tuple[Coverage, ...]:

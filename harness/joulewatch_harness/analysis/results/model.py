@@ -56,6 +56,17 @@ class Estimate:
     covers: tuple[Coverage, ...] = ()
     """What the uncertainty includes; ``accuracy`` only if every sensor has a published one."""
 
+    def divided_by(self, count: float) -> Estimate:
+        """Return this value per unit of a count that is known exactly."""
+        return replace(
+            self,
+            value=self.value / count,
+            standard=self.standard / count,
+            expanded=None if self.expanded is None else self.expanded / count,
+            budget=tuple(replace(line, standard=line.standard / count) for line in self.budget),
+            rounds={number: value / count for number, value in self.rounds.items()},
+        )
+
     @property
     def inverse(self) -> Estimate:
         """Return 1/value with the same relative uncertainty.

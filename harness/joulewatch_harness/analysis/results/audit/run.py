@@ -123,7 +123,7 @@ def _notices(run: MeasuredRun) -> Iterator[Finding]:
 
 def _settle(run: MeasuredRun) -> Iterator[Finding]:
     settle_s = settle_s_of(run.record)
-    if settle_s is None:
+    if settle_s is None or run.record.header.is_metered:
         return
     slow = {
         sensor: refresh_s

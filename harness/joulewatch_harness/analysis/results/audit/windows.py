@@ -114,6 +114,8 @@ def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 _FLAG_TEXTS: Final[Mapping[str, str]] = {
     # Only joulewatch 0.1.0 wrote this flag. Whether the warm-up changes the result follows from the first round.
     "not_steady": "the rates had a trend at the end of the warm-up; it is not known whether that changes the result",
+    "overlapping": "other windows were open at the same time, in another thread or task: the energy of all of them is "
+    "in each of their results",
     "interrupted": "the window was interrupted and is excluded",
     "too_short": "the window is shorter than planned",
     "overloaded": "queries arrived faster than they were served; the window is excluded. Use a lower rate",

@@ -395,6 +395,11 @@ def _() -> tuple[World, Samples]:
     return with_flag("overloaded")
 
 
+@case("overlapping", "warning")
+def _() -> tuple[World, Samples]:
+    return with_flag("overlapping")
+
+
 @case("no_idle", "info")
 def _() -> tuple[World, Samples]:
     return with_windows(run(), lambda one: dataclasses.replace(one, kind="warmup"), "idle")
