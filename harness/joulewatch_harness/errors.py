@@ -73,6 +73,12 @@ class DeliveryError(JoulewatchError):
     """Annotations could not be delivered; they stay in the journal."""
 
 
+class FindingsError(JoulewatchError):
+    """The audit of a measurement has findings; the text contains them."""
+
+    exit_code = 3
+
+
 class CoverageError(JoulewatchError):
     """The samples do not cover the window, so that there is no valid result.
 

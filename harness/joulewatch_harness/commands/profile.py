@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         prepared = prepare(plan, prometheus, stack)
         try:
-            end = _measure(prepared, stack)
+            end = measure_plan(prepared, stack)
         except RecordError:
             if (prepared.folder / "journal.jsonl").exists():
                 _report(f"Analyze the windows stored so far with: joulewatch analyze {prepared.folder}")
@@ -262,7 +262,7 @@ def _precisions_of(network: str, precisions: Sequence[str] | None) -> dict[str, 
     return {"precision": list(DEFAULT_PRECISIONS)} if network == DEFAULT_NETWORK else {}
 
 
-def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
+def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     from joulewatch_harness.clients.exporter import ExporterClient
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
