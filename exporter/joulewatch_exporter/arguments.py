@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
         """
         super().__init__(*args, **settings)
         self.examples = tuple(examples)
+        self.usage_exit_code = 2
 
     def format_help(self) -> str:
         """Return argparse's help, followed by the examples."""
@@ -43,11 +44,11 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + ("\n".join(["", "examples:", *lines, ""]) if lines else "")
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and where to find help; exit with code 2."""
+        """Print one line and where to find help; exit with ``usage_exit_code``."""
         flag = _WITHOUT_VALUE.match(message)
         if flag is not None:
             message += f"; if its value begins with -, write {flag[1]}=VALUE"
-        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+        self.exit(self.usage_exit_code, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse as argparse does, but check the names of flags before a flag's value can be taken for a command."""

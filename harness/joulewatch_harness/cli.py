@@ -23,6 +23,7 @@ EXIT_USAGE: Final = 2
 
 SUMMARIES: Final = {
     "profile": "measure the energy of a network over batch sizes and precisions",
+    "measure": "run a command and show its energy, as perf stat does",
     "analyze": "compute joules per inference from a stored run: table, CSV, JSON, figure",
     "compare": "compare configurations or runs and report which differences are significant",
     "report": "write one or several runs as a self-contained HTML page, or as PDF",
@@ -33,6 +34,7 @@ SUMMARIES: Final = {
     "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
     "calibrate": "compare a sensor with a meter over the windows of a run, and write its calibration",
+    "sensors": "list the sensors of an exporter, and how short a window each one can measure",
     "runs": "list the stored runs, or push one to Prometheus",
     "export": "convert a recording to OpenMetrics text for promtool",
     "networks": "list the built-in networks with their precisions and options",
