@@ -32,9 +32,8 @@ def _requirements(entries: list[Any]) -> Iterator[Requirement]:
 
 def test_the_lock_names_versions_and_nothing_else() -> None:
     """No index, no path, no range: each line is NAME==VERSION, perhaps with a marker."""
-    pin = re.compile(
-        r"[a-z0-9-]+==[a-z0-9.]+( ; [a-z_]+ (==|!=|<|>=) '[\w.*]+'( (and|or) [a-z_]+ (==|!=|<|>=) '[\w.*]+')*)?"
-    )
+    term = r"\(?[a-z_]+ (==|!=|<|>=) '[\w.*]+'\)?"
+    pin = re.compile(rf"[a-z0-9-]+==[a-z0-9.]+( ; {term}( (and|or) {term})*)?")
     assert [line for line in LOCK if not pin.fullmatch(line)] == []
 
 

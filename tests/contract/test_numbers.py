@@ -16,6 +16,7 @@ from joulewatch_harness.cli import make_parser as harness_parser
 OUTSIDE: Final = {
     "joulewatch energy --price": ("-1",),
     "joulewatch layers --smallest": ("-1", "101"),
+    "joulewatch measure --interval": ("0", "0.001"),
     "joulewatch predict --clock-mhz": ("0", "-1"),
     "joulewatch predict --driver-seconds": ("0", "-1"),
     "joulewatch predict --host-watts": ("0", "-1"),
@@ -30,6 +31,7 @@ OUTSIDE: Final = {
     "joulewatch recommend --max-latency": ("0", "-1"),
     "joulewatch recommend --price": ("0", "-1"),
     "joulewatch runs --timeout": ("0", "-1"),
+    "joulewatch sensors --seconds": ("0", "3601"),
     "joulewatch-exporter emulate --duration": ("0", "-1"),
 }
 """Flag -> finite numbers that it must reject."""
@@ -64,7 +66,8 @@ def test_a_value_outside_of_the_limits_is_an_error(flag: str, value: str, capsys
     name = flag.rpartition(" ")[2]
     with pytest.raises(SystemExit) as caught:
         DECIMALS[flag].parse_args([f"{name}={value}"])
-    assert caught.value.code == 2
+    # As in `env` and `timeout`, other codes of `measure` are those of its command.
+    assert caught.value.code == (125 if flag.startswith("joulewatch measure ") else 2)
     err = capsys.readouterr().err
     assert f"argument {name}: must be a number" in err
     assert f", got {value!r}\n" in err

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import check_folder, write_file
 from joulewatch_harness.errors import ConfigError, JoulewatchError
@@ -39,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--idle", action="store_true", help="measure idle power first (2 to 20 s), to show net energy too"
     )
     parser.add_argument(
-        "--interval", metavar="SECONDS", type=float, help="print the power at this interval while the command runs"
+        "--interval",
+        metavar="SECONDS",
+        type=number(ge=LEAST_INTERVAL_S),
+        help="print the power at this interval while the command runs",
     )
     parser.add_argument(
         "--exporter",
@@ -120,8 +124,6 @@ def _check(args: argparse.Namespace, command: Sequence[str]) -> None:
         raise ConfigError("measure: no command; write it at the end: joulewatch measure -- python program.py")
     if args.repeat < 1:
         raise ConfigError(f"--repeat {args.repeat}: must be at least 1")
-    if args.interval is not None and not args.interval >= LEAST_INTERVAL_S:
-        raise ConfigError(f"--interval {args.interval:g}: must be at least {LEAST_INTERVAL_S:g} seconds")
     if args.out is not None:
         check_folder("--out", args.out)
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.commands.options import add_format_argument
 from joulewatch_harness.errors import ConfigError
 
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test", action="store_true", help="measure the refresh periods, and what reading the exporter costs"
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help=f"length of the test (default: {DEFAULT_TEST_S:g})")
+    parser.add_argument(
+        "--seconds", type=number(ge=0.5, le=3600), metavar="S", help=f"length of the test (default: {DEFAULT_TEST_S:g})"
+    )
     parser.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that is started")
     add_format_argument(parser)
 
@@ -45,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
     if args.seconds is not None and not args.test:
         raise ConfigError("--seconds needs --test")
     seconds = DEFAULT_TEST_S if args.seconds is None else args.seconds
-    if not 0.5 <= seconds <= 3600:
-        raise ConfigError(f"--seconds {seconds:g}: must be from 0.5 to 3600")
     costs: list[Cost] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="joulewatch-")))

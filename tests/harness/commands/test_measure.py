@@ -75,17 +75,17 @@ def test_own_failures_have_code_125(
         ([], "no command"),
         (["-r", "0", "--", "true"], "--repeat 0"),
         (["--inferences", "0", "--", "true"], "inferences is 0"),
-        (["--interval", "0", "--", "true"], "--interval 0"),
         (["--out", "no/such/file", "--", "true"], "--out"),
         (["--exporter", f"http://127.0.0.1:{free_port()}", "--", "true"], "is joulewatch-exporter running there"),
         (["--exporter", "ftp://x", "--", "true"], "not a valid URL"),
     ):
         assert measure(*words) == 125
         assert text in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        measure("--repat", "3", "--", "true")
-    assert ended.value.code == 125
-    assert "did you mean --repeat" in capsys.readouterr().err
+    for flag, text in (("--repat", "did you mean --repeat"), ("--interval", "must be a number >= 0.01")):
+        with pytest.raises(SystemExit) as ended:
+            measure(flag, "0", "--", "true")
+        assert ended.value.code == 125
+        assert text in capsys.readouterr().err
     exporter.counters.clear()
     assert measure("--", "true") == 125
     assert "measures no energy" in capsys.readouterr().err

@@ -70,7 +70,6 @@ def test_bad_arguments(exporter: CountingExporter, capsys: pytest.CaptureFixture
     assert cli.main(["sensors", f"http://127.0.0.1:{free_port()}"]) == 2
     assert "is joulewatch-exporter running there" in capsys.readouterr().err
     assert cli.main(["sensors", "--seconds", "3", exporter.url]) == 2
-    assert cli.main(["sensors", "--test", "--seconds", "0", exporter.url]) == 2
 
 
 def test_the_shortest_window_grows_with_the_refresh_and_the_round_trip() -> None:
