@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile analyze compare report layers fit predict recommend device energy calibrate runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --time --timeout --timezone --trace --unit --window
+set -g _shtab_joulewatch_commands profile measure analyze compare report layers fit predict recommend device energy calibrate sensors runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --smallest --start --threads --time --timeout --timezone --trace --unit --window -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -94,11 +94,28 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l output -xka "(__f
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'PNG, SVG or PDF (default: figure.png in the run'"'"'s directory)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile; and test $_shtab_joulewatch_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'plan file; flags override its keys'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a measure -d 'Run a command and show its energy, as perf stat does.'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -s r -l repeat -x -d 'run it N times and show the mean'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l name -x -d 'name of the windows (default: the program'"'"'s file name)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l inferences -x -d 'inferences in one execution, for joules per inference'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l idle -d 'measure idle power first (2 to 20 s), to show net energy too'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l interval -x -d 'print the power at this interval while the command runs'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l exporter -x -d 'exporter to read; repeatable (default: $JOULEWATCH_EXPORTER, else that of this machine, else one is started)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l exporter.flags -x -d 'flags for the exporter that is started'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the result to a file (default: stderr)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l format -xka "table json" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using measure' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a analyze -d 'Compute joules per inference from a stored run: table, CSV, JSON, figure.'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
-complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l format -xka "table json csv mlperf-energy codecarbon" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l carbon -x -d 'carbon intensity of the electricity, for the emissions of --format codecarbon'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write the figure: .png, .svg or .pdf'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l net -d 'show energy net of idle power in the figure too'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l budget -d 'show the uncertainty budgets under the table'
@@ -242,6 +259,13 @@ complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l format -xka "ta
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a sensors -d 'List the sensors of an exporter, and how short a window each one can measure.'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l test -d 'measure the refresh periods, and what reading the exporter costs'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l seconds -x -d 'length of the test (default: 4)'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l exporter.flags -x -d 'flags for the exporter that is started'
+complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a runs -d 'List the stored runs, or push one to Prometheus.'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
