@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.analysis.sources.stored import find
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--carbon",
         metavar="g/kWh",
-        type=float,
+        type=number(ge=0),
         help=f"carbon intensity of the electricity, for the emissions of --format {CODECARBON}",
     )
     parser.add_argument("--figure", metavar="FILE", type=Path, help="write the figure: .png, .svg or .pdf")
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     options = options_from_args(args)
     if args.publish and options is None:
         raise ConfigError("--publish needs --prometheus URL, the server that gets the results")
-    if args.carbon is not None and (args.format != CODECARBON or not 0 <= args.carbon < math.inf):
-        raise ConfigError(f"--carbon needs --format {CODECARBON} and a number of grams per kWh, at least 0")
+    if args.carbon is not None and args.format != CODECARBON:
+        raise ConfigError(f"--carbon needs --format {CODECARBON}")
     if args.figure is not None:
         check_figure_path(args.figure)
     record, source = find(args.run, args.output, options)
