@@ -14,6 +14,7 @@ from joulewatch_exporter.collectors import FAMILIES
 from joulewatch_harness.cli import make_parser as harness_parser
 
 OUTSIDE: Final = {
+    "joulewatch analyze --carbon": ("-1",),
     "joulewatch energy --price": ("-1",),
     "joulewatch layers --smallest": ("-1", "101"),
     "joulewatch measure --interval": ("0", "0.001"),

@@ -105,7 +105,6 @@ def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[st
         (["analyze", "RUN", "--figure=figure.jpg"], "must end in .png, .svg, .pdf"),
         (["analyze", "RUN", "--publish"], "--publish needs --prometheus"),
         (["analyze", "RUN", "--carbon=250"], "--carbon needs --format codecarbon"),
-        (["analyze", "RUN", "--format=codecarbon", "--carbon=-1"], "grams per kWh, at least 0"),
         (["energy", "--start=-10m"], "give one source"),
         (["energy", "--start=-10m", "--recording=none.sqlite"], "no such recording"),
         (["energy", "--start=soon", "--recording=REC"], "--start 'soon': not a valid time"),
