@@ -287,7 +287,7 @@ def energy_row() -> list[Panel]:
                 query(largest_clusters(CLUSTER_HOUR), "cluster {{cluster}}").interval("1h"),
             ],
             size=(12, 11),
-            no_value=NO_RULES,
+            no_value="No data: no hour has ended yet, or rules/joulewatch.rules.yaml is not in Prometheus",
             kind=time_series(stacked=True, steps=True),
         ),
         panel(
