@@ -308,7 +308,7 @@ function cutTexts(view: any): string[] {
 function Content({ panel, data, width, height, range, events }: any) {
   const filled = data.filter((frame: any) => frame.length > 0);
   if (!filled.length) {
-    return <div data-problem={`${panel.title}: no data`}>No data</div>;
+    return <div data-problem={`${panel.title}: no data`}>{panel.fieldConfig.defaults.noValue ?? "No data"}</div>;
   }
   if (panel.type === "timeseries") {
     // The time series panel does this too: it interrupts the line where samples are more than a step apart.

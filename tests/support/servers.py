@@ -109,6 +109,7 @@ class PrometheusServer(Server):
         scrape_targets: Sequence[str] = (),
         scrape_jobs: Mapping[str, Sequence[tuple[str, Mapping[str, str]]]] = MappingProxyType({}),
         scrape_interval: str = "1s",
+        evaluation_interval: str = "1m",
         pushgateway: str = "",
         receiver: bool = True,
         out_of_order: bool = False,
@@ -130,7 +131,7 @@ class PrometheusServer(Server):
   - job_name: pushgateway
     honor_labels: true
     static_configs: [{{targets: [{pushgateway!r}]}}]"""
-        config = f"""global: {{scrape_interval: {scrape_interval}}}
+        config = f"""global: {{scrape_interval: {scrape_interval}, evaluation_interval: {evaluation_interval}}}
 rule_files: [{", ".join(repr(str(path)) for path in rule_files)}]
 scrape_configs:{jobs}
 """
@@ -189,14 +190,23 @@ class PushgatewayServer(Server):
         super().__init__([program, f"--web.listen-address={self.address}"], folder, f"{self.url}/-/ready")
 
 
+EXPORTER: Final = (sys.executable, "-m", "joulewatch_exporter")
+
+
 class ExporterServer(Server):
     """A real joulewatch-exporter, usually on an emulated tree."""
 
-    def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = EXPORTER,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
-        command = [sys.executable, "-m", "joulewatch_exporter", f"--web.listen-address={self.address}", *flags]
+        command = [*program, f"--web.listen-address={self.address}", *flags]
         super().__init__(command, folder, f"{self.url}/-/healthy", environment)
 
 
@@ -209,7 +219,8 @@ class Emulator:
     Its tree is in memory if possible, because the journal of a disk would delay its updates.
     """
 
-    def __init__(self, scenario: str | Path) -> None:
+    def __init__(self, scenario: str | Path, program: Sequence[str] = (*EXPORTER, "emulate")) -> None:
+        self.program = tuple(program)
         self.folder = Path(tempfile.mkdtemp(prefix="joulewatch-machine-", dir=MEMORY if MEMORY.is_dir() else None))
         self.sysfs = self.folder / "sys"
         self.procfs = self.folder / "proc"
@@ -223,7 +234,7 @@ class Emulator:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "joulewatch_exporter", "emulate", self.scenario, str(self.folder)],
+            [*self.program, self.scenario, str(self.folder)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
