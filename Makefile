@@ -7,6 +7,7 @@ PROMETHEUS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
+DEMO_STAMP := $(VENV)/.demo
 DEV_STAMP := $(VENV)/.dev
 RELEASE_STAMP := $(VENV)/.release
 # Versions of everything that development and the tests need. Users' installs are not pinned.
@@ -29,10 +30,15 @@ $(RUN_STAMP): pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --editable '.[onnxruntime]'
 	@touch $@
 
+$(DEMO_STAMP): pyproject.toml | $(VENV)/bin/python
+	@echo "setting up $(VENV) ..." >&2
+	@$(BIN)/python -m pip install --quiet --editable '.[onnxruntime,sensors]'
+	@touch $@ $(RUN_STAMP)
+
 $(DEV_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "setting up $(VENV) for development ..." >&2
 	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[all]' --group dev
-	@touch $@ $(RUN_STAMP)
+	@touch $@ $(RUN_STAMP) $(DEMO_STAMP)
 
 $(RELEASE_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --group release
@@ -42,7 +48,7 @@ profile: $(RUN_STAMP)  ## energy per inference of RadioML VGG10, FP32 and INT8 (
 	@$(BIN)/joulewatch profile --network radioml-vgg10 --precision fp32,int8 --preset $(PRESET) \
 		$(if $(PROMETHEUS),--prometheus $(PROMETHEUS)) $(PROFILE_FLAGS)
 
-demo: $(RUN_STAMP)  ## run the whole chain on an emulated node and compare the results with the known truth
+demo: $(DEMO_STAMP)  ## emulate a cluster, run the paper's study on it, check every energy, draw all dashboards
 	@PYTHONPATH=tests $(BIN)/python -m demo $(DEMO_FLAGS)
 
 check: $(DEV_STAMP)  ## check format, lint, types and import rules
