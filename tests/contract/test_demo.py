@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 import yaml
 
+import demo
 from joulewatch_exporter.emulator import scenario as scenarios
 from joulewatch_harness.plan.parsing import make_plan, read_plan
 from support import dashboards, demo_cluster
@@ -43,6 +44,19 @@ def test_the_load_of_a_double_that_has_ended_is_zero(tmp_path: Path, monkeypatch
     assert emulator.read() == 0.75
     now_ns[0] += LoadFile.LEASE_NS
     assert emulator.read() == 0.0
+
+
+@pytest.mark.parametrize("program", demo.PROGRAMS)
+def test_a_missing_program_is_one_line_with_its_package(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("demo.shutil.which", lambda name: None if name == program else f"/usr/bin/{name}")
+    monkeypatch.setattr("sys.argv", ["demo", f"--out={tmp_path / 'out'}"])
+    monkeypatch.setattr("demo.console", demo.Console(stderr=True, width=200))
+    assert demo.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"the demo requires {program}: apt-get install {demo.PROGRAMS[program]}"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_rules_of_the_demo_need_one_minute_of_data(tmp_path: Path) -> None:
