@@ -12,7 +12,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Network, Phases
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runtimes import as_loaded, open_network, own_network
+from joulewatch_harness.runtimes import as_loaded, custom_network, open_network
 
 README = Path(__file__).parents[2] / "harness" / "README.md"
 
@@ -81,22 +81,22 @@ def test_repeat_records_the_same_as_a_phase_around_each_launch(
 
 def test_a_network_may_be_a_class_a_function_or_an_object(tmp_path: Path) -> None:
     path = write(tmp_path, f"{FIVE}\ndef make(precision): return Five(precision)\nready = Five('its own')\n")
-    assert own_network(f"{path}:Five", "int8", {"a": "1"}).describe() == {"precision": "int8", "a": "1"}
-    assert own_network(f"{path}:make", "int8", {}).describe() == {"precision": "int8"}
-    assert own_network(f"{path}:ready", "int8", {}).describe() == {"precision": "its own"}
+    assert custom_network(f"{path}:Five", "int8", {"a": "1"}).describe() == {"precision": "int8", "a": "1"}
+    assert custom_network(f"{path}:make", "int8", {}).describe() == {"precision": "int8"}
+    assert custom_network(f"{path}:ready", "int8", {}).describe() == {"precision": "its own"}
 
 
 def test_a_module_in_the_working_directory_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, FIVE, "own_network_of_a_test.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
-    assert own_network("own_network_of_a_test:Five", "fp32", {}).describe()["precision"] == "fp32"
+    assert custom_network("own_network_of_a_test:Five", "fp32", {}).describe()["precision"] == "fp32"
 
 
 def test_a_file_with_the_name_of_a_package_does_not_replace_the_package(tmp_path: Path) -> None:
     import json
 
-    own_network(f"{write(tmp_path, FIVE, 'json.py')}:Five", "fp32", {})
+    custom_network(f"{write(tmp_path, FIVE, 'json.py')}:Five", "fp32", {})
     import json as again
 
     assert again is json
@@ -107,7 +107,7 @@ def test_a_file_with_the_name_of_a_package_does_not_replace_the_package(tmp_path
 def test_the_error_names_a_missing_method(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path, FIVE.replace(f"def {missing}", "def other"))
     with pytest.raises(ConfigError, match=f"mine.py:Five has no method '{missing}'"):
-        own_network(f"{path}:Five", "native", {})
+        custom_network(f"{path}:Five", "native", {})
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_the_error_names_a_missing_method(tmp_path: Path, missing: str) -> None:
 def test_the_error_says_why_a_network_cannot_be_used(tmp_path: Path, text: str, name: str, message: str) -> None:
     options = {"widht": "1"} if "option" in message else {}
     with pytest.raises(ConfigError, match=message):
-        own_network(f"{write(tmp_path, text)}:{name}", "native", options)
+        custom_network(f"{write(tmp_path, text)}:{name}", "native", options)
 
 
 def test_the_error_names_a_missing_file_or_module(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file .*none\.py"):
-        own_network(f"{tmp_path / 'none.py'}:Five", "native", {})
+        custom_network(f"{tmp_path / 'none.py'}:Five", "native", {})
     with pytest.raises(ConfigError, match="no module 'not_a_module_at_all'"):
-        own_network("not_a_module_at_all:Five", "native", {})
+        custom_network("not_a_module_at_all:Five", "native", {})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_an_error_in_a_users_file_shows_file_line_and_exception(tmp_path: Path, 
     """The last line of the user's own code, also where the error comes from a library that it calls."""
     file = write(tmp_path, code)
     with pytest.raises(ConfigError) as caught:
-        own_network(f"{file}:Five", "native", {})
+        custom_network(f"{file}:Five", "native", {})
     assert text.format(file) in str(caught.value)
     assert f"({file}:" in str(caught.value)
 

@@ -53,8 +53,8 @@ def _windows(x: Any, attributes: Attributes, fill: float) -> Any:
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     rows, columns = attributes.get("strides", (1, 1))
     axes: Any = (2, 3)  # The type hints of numpy 1.26 accept only a single axis.
-    found = sliding_window_view(padded, tuple(attributes["kernel_shape"]), axis=axes)
-    return found[:, :, ::rows, ::columns]
+    windows = sliding_window_view(padded, tuple(attributes["kernel_shape"]), axis=axes)
+    return windows[:, :, ::rows, ::columns]
 
 
 def _conv(args: list[Any], attributes: Attributes) -> Any:

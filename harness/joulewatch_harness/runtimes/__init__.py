@@ -46,7 +46,7 @@ def open_network(configuration: Configuration) -> Network:
     options = dict(configuration.options)
     if configuration.runtime == OWN_RUNTIME:
         options.pop(ANY_PRECISION, None)
-        return own_network(configuration.target, configuration.precision, options)
+        return custom_network(configuration.target, configuration.precision, options)
     if is_own(configuration.target) and takes_model_files(configuration.runtime):
         raise ConfigError(f"{configuration.target} is a custom network: remove the runtime {configuration.runtime!r}")
     runtime = RUNTIMES.get(configuration.runtime)
@@ -63,7 +63,7 @@ def open_network(configuration: Configuration) -> Network:
     return cast(Network, module.open_network(configuration.target, configuration.precision, options))
 
 
-def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Network:
+def custom_network(spec: str, precision: str, options: Mapping[str, str]) -> Network:
     """Return a custom network: an object, or what a class or function returns.
 
     Args:
@@ -74,19 +74,19 @@ def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Networ
     Raises:
         ConfigError: the file, module or object does not exist; an option without a parameter; a missing method.
     """
-    found = find_object(spec)
-    if inspect.isclass(found) or (inspect.isroutine(found) and not _is_network(found)):
-        found = _made(found, spec, precision, options)
+    network = find_object(spec)
+    if inspect.isclass(network) or (inspect.isroutine(network) and not _is_network(network)):
+        network = _made(network, spec, precision, options)
     elif options:
         raise ConfigError(
             f"{spec} is an object, not a class or function: it does not accept the option {next(iter(options))!r}"
         )
-    missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
+    missing = [method for method in _METHODS if not callable(getattr(network, method, None))]
     if missing:
         raise ConfigError(
             f"{spec} has no method {missing[0]!r}: a network needs {', '.join(_METHODS)} (see harness/README.md)"
         )
-    return cast(Network, found)
+    return cast(Network, network)
 
 
 def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> Configuration:
@@ -130,8 +130,8 @@ def _accepts_any_precision(configuration: Configuration) -> bool:
     return bind_options(RuntimeOptions, given, configuration.name).any_precision
 
 
-def _is_network(found: Any) -> bool:
-    return all(callable(getattr(found, method, None)) for method in _METHODS)
+def _is_network(value: Any) -> bool:
+    return all(callable(getattr(value, method, None)) for method in _METHODS)
 
 
 def _made(factory: Any, spec: str, precision: str, options: Mapping[str, str]) -> Any:
@@ -160,13 +160,13 @@ def find_object(spec: str) -> Any:
         ConfigError: the file, module or object does not exist, or cannot be imported.
     """
     place, _, name = spec.rpartition(":")
-    found: Any = _find_module(place)
+    value: Any = _find_module(place)
     for part in name.split("."):
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError as error:
             raise ConfigError(f"{place} has no {part!r} (requested as {spec})") from error
-    return found
+    return value
 
 
 def _find_module(place: str) -> ModuleType:

@@ -54,7 +54,7 @@ def test_operators_that_the_optimiser_turns_into_integers_are_int8(tmp_path: Pat
 def test_threads_are_counted_if_none_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that the session started and the caller's."""
     seen = iter(({"1"}, {"1", "2", "3", "4"}))
-    monkeypatch.setattr(runtime, "_own_threads", lambda: next(seen))
+    monkeypatch.setattr(runtime, "_threads_of_process", lambda: next(seen))
     network = opened(matmul(tmp_path / "m.onnx"))
     network.load()
     assert network.describe()["threads"] == 4
@@ -70,7 +70,7 @@ def test_requested_threads_are_started(tmp_path: Path) -> None:
 
 
 def test_fewer_threads_than_requested_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_own_threads", lambda: {"1"})
+    monkeypatch.setattr(runtime, "_threads_of_process", lambda: {"1"})
     with pytest.raises(NetworkError, match="3 threads were requested, but ONNX Runtime has started 1"):
         opened(matmul(tmp_path / "m.onnx"), threads="3").load()
 

@@ -50,7 +50,7 @@ def layers_of(*layers: Any) -> inspector.Layers:
 )
 def test_precision_of_a_layer(more: dict[str, Any], precision: str) -> None:
     (layer,) = layers_of({"Name": "l", "LayerType": "x", **more}).items
-    assert (layer.precision, layer.kernel_tells, layer.is_product) == (precision, *["TacticName" in more] * 2)
+    assert (layer.precision, layer.is_from_kernel, layer.is_product) == (precision, *["TacticName" in more] * 2)
     (layer,) = layers_of(CONVOLUTION).items
     assert (layer.precision, layer.is_product, layer.weight) == ("int8", True, 131072)
     assert layer.origins == ("conv1", "relu1")

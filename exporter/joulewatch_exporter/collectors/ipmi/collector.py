@@ -338,10 +338,10 @@ def _findings(device: str, poller: Poller, connector: Connector) -> Sequence[Fin
         f"{info.quantity.domain} from {info.model} ({info.quantity.scope})" for info in poller.sensor.infos
     )
     remark = f"; {connector.remark}" if connector.remark else ""
-    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {quantities}{remark}")
+    finding = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {quantities}{remark}")
     if not connector.note:
-        return (found,)
-    return (found, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.note}"))
+        return (finding,)
+    return (finding, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.note}"))
 
 
 def _status(error: SensorError) -> Literal["absent", "denied", "broken"]:

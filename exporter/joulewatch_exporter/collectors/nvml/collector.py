@@ -437,8 +437,8 @@ def _findings(description: Description) -> tuple[Finding, ...]:
         for channel in description.channels
     ]
     limit = f"; limit {description.limit_mw / 1000:g} W" if description.limit_mw else ""
-    found = _finding("found", description.uuid, f"{description.label}: {', '.join(quantities)}{limit}")
-    return (found, *[_finding("skipped", description.uuid, note) for note in description.notes])
+    finding = _finding("found", description.uuid, f"{description.label}: {', '.join(quantities)}{limit}")
+    return (finding, *[_finding("skipped", description.uuid, note) for note in description.notes])
 
 
 def _no_gpu_error(findings: Sequence[Finding]) -> SensorError:

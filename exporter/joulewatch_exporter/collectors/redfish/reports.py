@@ -78,5 +78,5 @@ class MetricReport:
         if sensor not in self._index:
             return None
         member = Member("MetricProperty", sensor, self._index[sensor])
-        found = Field(self._uri, ("MetricValues", member, "MetricValue"), field.scale)
-        return found if found.number(self._report) is not None else None
+        reported = Field(self._uri, ("MetricValues", member, "MetricValue"), field.scale)
+        return reported if reported.number(self._report) is not None else None

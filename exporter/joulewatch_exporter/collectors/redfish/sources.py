@@ -205,34 +205,34 @@ class SourceFinder:
     def find(self, chassis: Json, uri: str) -> ChassisPower:
         """Choose the source of a chassis: the first kind that has a value now, else the first kind."""
         explorer = self._explorer
-        found = ChassisPower()
+        chosen = ChassisPower()
         sources: list[Source] = []
         environment_uri = linked_uri(chassis, "EnvironmentMetrics")
         if (environment := explorer.optional(environment_uri)) is not None and environment_uri is not None:
             sources.append(self._environment(environment, environment_uri))
-            found.seen += seen_watts(environment, environment_uri)
+            chosen.seen += seen_watts(environment, environment_uri)
         power_uri = linked_uri(chassis, "Power") or ""
         power = explorer.optional(power_uri or None)
         if power is not None:
             controls = self._controls(power, power_uri, uri)
-            found.seen += seen_watts(power, power_uri)
-            found.parts += _sub_totals(controls, power, power_uri)
-            found.note = _control_text(controls, power)
+            chosen.seen += seen_watts(power, power_uri)
+            chosen.parts += _sub_totals(controls, power, power_uri)
+            chosen.note = _control_text(controls, power)
             of_servers = {name: _control_source(feeds, power, power_uri) for name, feeds in controls.nodes.items()}
             of_servers = {name: source for name, source in of_servers.items() if source.power}
             resources = {power_uri: power}
             if len(controls.nodes) > 1:
-                found.nodes, found.others = of_servers, tuple(source.kind for source in sources if source.is_live)
+                chosen.nodes, chosen.others = of_servers, tuple(source.kind for source in sources if source.is_live)
             else:
                 sources += of_servers.values()
                 if (total := oem_total(power, power_uri)) is not None:
                     kind = "Power" if len(total.path) == 1 else f"Power Oem {total.path[1]}"
                     sources.append(_source(kind, (total,), resources))
-        if not found.nodes:
-            self._choose(found, sources, chassis, uri)
-        if found.nodes or not self._target.power_control:
-            self._add_supplies(found, chassis, power, power_uri)
-        return found
+        if not chosen.nodes:
+            self._choose(chosen, sources, chassis, uri)
+        if chosen.nodes or not self._target.power_control:
+            self._add_supplies(chosen, chassis, power, power_uri)
+        return chosen
 
     def _choose(self, found: ChassisPower, sources: list[Source], chassis: Json, uri: str) -> None:
         sources = [source for source in sources if source.power or source.energy is not None]

@@ -53,11 +53,11 @@ def converted(values: NDArray[Any], kind: Any, array_type: np.dtype[Any], source
         ConfigError: the array type cannot represent them.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        found = np.ascontiguousarray(values.astype(array_type))
+        array = np.ascontiguousarray(values.astype(array_type))
     exact = kind.is_integer() or array_type.kind in "iu"
-    if exact and not np.array_equal(found.astype(np.float64), values.astype(np.float64)):
+    if exact and not np.array_equal(array.astype(np.float64), values.astype(np.float64)):
         raise ConfigError(f"finn: {source}: values of {kind.name} do not fit into an array of {array_type}")
-    return found
+    return array
 
 
 def read_inputs(path: Path, kind: Any, shape: tuple[int, ...], array_type: str) -> Array:
@@ -106,8 +106,8 @@ def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
         raise ConfigError(f"{path}: must be an .npy file of numbers")
     if values.ndim != 1 + len(shape) or values.shape[1:] != shape or not len(values):
         rows = ",".join(["N", *map(str, shape)])
-        found = ",".join(map(str, values.shape))
-        raise ConfigError(f"{path}: the array has the shape [{found}], but the accelerator has [{rows}]")
+        shape_text = ",".join(map(str, values.shape))
+        raise ConfigError(f"{path}: the array has the shape [{shape_text}], but the accelerator has [{rows}]")
     return values
 
 

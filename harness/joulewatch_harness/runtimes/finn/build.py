@@ -78,25 +78,25 @@ class Build:
             if self.driver_type == GENERATED:
                 module: Any = importlib.import_module("driver")
                 io_shape_dict = getattr(module, "io_shape_dict", None)
-                found = getattr(importlib.import_module("driver_base"), GENERATED, None)
-                if not isinstance(io_shape_dict, dict) or found is None:
+                overlay = getattr(importlib.import_module("driver_base"), GENERATED, None)
+                if not isinstance(io_shape_dict, dict) or overlay is None:
                     raise ConfigError(
                         f"{self.folder}: driver.py has no io_shape_dict, or driver_base.py no {GENERATED}: "
                         "FINN has not generated this driver"
                     )
-                return found, {"io_shape_dict": dict(io_shape_dict)}
+                return overlay, {"io_shape_dict": dict(io_shape_dict)}
             if (self.folder / "driver.py").is_file():
-                found = getattr(importlib.import_module("driver"), self.driver_type, None)
-                if found is None:
+                overlay = getattr(importlib.import_module("driver"), self.driver_type, None)
+                if overlay is None:
                     raise ConfigError(f"{self.folder}/driver.py has no {self.driver_type}, which settings.json names")
             else:
-                found = importlib.import_module("finn_plus_driver").get_driver_class(self.driver_type)
+                overlay = importlib.import_module("finn_plus_driver").get_driver_class(self.driver_type)
         arguments = {key: value for key, value in self.settings.items() if key != "driver_type"}
         if isinstance(arguments.get("io_shape_dict"), dict):
             # The overlay replaces the texts of types by objects in this mapping.
             arguments["io_shape_dict"] = dict(arguments["io_shape_dict"])
         arguments.setdefault("mlo_weight_dir", str(self.folder / _MLO_WEIGHTS))
-        return found, arguments
+        return overlay, arguments
 
 
 def find_build(network: str, options: Options) -> Build:
@@ -145,10 +145,10 @@ _DRIVER_FILES: Final = ("driver_base.py", "settings.json")
 
 def _settings(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    settings = found.get("driver_information") if isinstance(found, dict) else None
+    settings = content.get("driver_information") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} has no driver_information, which FINN+ writes")
     return settings
@@ -160,12 +160,12 @@ def _bitfile(folder: Path, options: Options) -> Path:
             raise ConfigError(f"no bit file {options.bitfile}")
         return options.bitfile.resolve()
     for place in _BITFILE_PLACES:
-        found = [path for suffix in _SUFFIXES for path in sorted((folder / place).glob(f"*{suffix}"))]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
+        files = [path for suffix in _SUFFIXES for path in sorted((folder / place).glob(f"*{suffix}"))]
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
             raise ConfigError(f"{(folder / place).resolve()} has {names}: name one with --option bitfile=FILE")
-        if found:
-            return found[0].resolve()
+        if files:
+            return files[0].resolve()
     raise ConfigError(
         f"no .bit or .xclbin in {folder} or the folder bitfile next to it: name one with --option bitfile=FILE"
     )

@@ -183,13 +183,13 @@ class Card:
     def _read_clock(self) -> float | None:
         """Return the clock of the accelerator in MHz, from FINN+, the card or the Zynq; None: unknown."""
         overlay = self._overlay
-        found = getattr(overlay, "fclk_mhz_actual", None)
-        if found is None:
+        megahertz = getattr(overlay, "fclk_mhz_actual", None)
+        if megahertz is None:
             try:
                 if self.build.platform == "alveo":
-                    found = overlay.clock_dict["clock0"]["frequency"]
+                    megahertz = overlay.clock_dict["clock0"]["frequency"]
                 else:
-                    found = importlib.import_module("pynq.ps").Clocks.fclk0_mhz
+                    megahertz = importlib.import_module("pynq.ps").Clocks.fclk0_mhz
             except (ImportError, AttributeError, KeyError, TypeError, RuntimeError):
                 return None
-        return float(found)
+        return float(megahertz)

@@ -187,12 +187,12 @@ class DmaNetwork:
             return [rows(array, batch) for array in self._files]
         overlay, options = self._card.overlay, self._card.options
         rng = np.random.default_rng(options.seed)
-        found = []
+        arrays = []
         for ind in range(int(overlay.num_inputs)):
             kind = overlay.idt(ind)
             array_type = np.dtype(options.array_type) if options.array_type else fastest_type(kind)
-            found.append(random_input(rng, kind, tuple(overlay.ishape_normal(ind)), array_type))
-        return found
+            arrays.append(random_input(rng, kind, tuple(overlay.ishape_normal(ind)), array_type))
+        return arrays
 
     def _check_packing(self) -> None:
         """Pack and unpack one frame; note whether packing is fast, and its time."""
@@ -308,13 +308,13 @@ def _slow_packing(kind: str, array_type: str, pack_s: float) -> str:
 
 def _timed(step: Any) -> tuple[float, Any]:
     """Run a step three times; return the shortest time in seconds, and the result."""
-    best_ns, found = 0, None
+    best_ns, result = 0, None
     for _ in range(3):
         start_ns = time.monotonic_ns()
-        found = step()
+        result = step()
         took_ns = time.monotonic_ns() - start_ns
         best_ns = min(best_ns or took_ns, took_ns)
-    return best_ns * 1e-9, found
+    return best_ns * 1e-9, result
 
 
 def _check_bitstring(name: str) -> None:

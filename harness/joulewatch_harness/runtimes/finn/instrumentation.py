@@ -45,28 +45,28 @@ class Counters:
         Raises:
             NetworkError: their number is not a known one.
         """
-        found = overlay.observe_instrumentation(debug_print=False)
-        overflow, underflow = bool(found[0]), bool(found[1])
-        if len(found) == 7:
+        counters = overlay.observe_instrumentation(debug_print=False)
+        overflow, underflow = bool(counters[0]), bool(counters[1])
+        if len(counters) == 7:
             return cls(
                 overflow=overflow,
                 underflow=underflow,
-                latency_cycles=int(found[5]),
-                interval_cycles=float(found[6]),
+                latency_cycles=int(counters[5]),
+                interval_cycles=float(counters[6]),
                 run_cycles=None,
                 run_frames=None,
             )
-        if len(found) == 11:
+        if len(counters) == 11:
             return cls(
                 overflow=overflow,
                 underflow=underflow,
-                latency_cycles=int(found[7] or found[5]),
-                interval_cycles=float(found[8] or found[6]),
-                run_cycles=int(found[9]),
-                run_frames=int(found[10]),
+                latency_cycles=int(counters[7] or counters[5]),
+                interval_cycles=float(counters[8] or counters[6]),
+                run_cycles=int(counters[9]),
+                run_frames=int(counters[10]),
             )
         raise NetworkError(
-            f"finn: the instrumentation of this overlay has {len(found)} counters; 7 and 11 are supported "
+            f"finn: the instrumentation of this overlay has {len(counters)} counters; 7 and 11 are supported "
             "(FINN+ to 1.6)"
         )
 

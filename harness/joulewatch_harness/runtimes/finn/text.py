@@ -69,31 +69,31 @@ def parse(text: str, batch: int) -> CppTimes:
     Raises:
         NetworkError: a figure is missing or printed twice, or figures contradict each other.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for line in text.splitlines():
         match = _LINE.match(line.strip())
         if match is None:
             continue
         name, value, unit = match.groups()
-        if unit != _UNITS[name] or name in found:
+        if unit != _UNITS[name] or name in figures:
             raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: another unit, or twice")
         try:
-            found[name] = float(value)
+            figures[name] = float(value)
         except ValueError as error:
             raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: not a valid number") from error
-    missing = [name for name in _UNITS if name not in found]
+    missing = [name for name in _UNITS if name not in figures]
     if missing:
         raise NetworkError(f"finn: the C++ driver did not print its {missing[0]}: it failed, or is another version")
-    total_s, rate = found["end2end latency"] * 1e-6, found["end2end throughput"]
-    if not all(map(math.isfinite, found.values())) or total_s <= 0.0 or rate <= 0.0:
-        raise NetworkError(f"finn: the C++ driver's figures are not valid times: {found}")
+    total_s, rate = figures["end2end latency"] * 1e-6, figures["end2end throughput"]
+    if not all(map(math.isfinite, figures.values())) or total_s <= 0.0 or rate <= 0.0:
+        raise NetworkError(f"finn: the C++ driver's figures are not valid times: {figures}")
     if abs(rate * total_s / batch - 1.0) > AGREEMENT:
         raise NetworkError(
             f"finn: the C++ driver printed {total_s * 1e6:g} µs per batch and {rate:g} inferences/s, which contradicts "
             f"the requested batch size of {batch}"
         )
-    pack_s = (found["packing latency"] + found["folding latency"]) * 1e-9
-    unpack_s = found["unpacking latency"] * 1e-9
+    pack_s = (figures["packing latency"] + figures["folding latency"]) * 1e-9
+    unpack_s = figures["unpacking latency"] * 1e-9
     raw_s = total_s - pack_s - unpack_s
     warnings = []
     if raw_s < 0.0:

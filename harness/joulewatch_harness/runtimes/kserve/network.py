@@ -370,21 +370,21 @@ class KServeNetwork:
         """
         shown = self._client.shown
         try:
-            found = self._client.unpack(answer)
+            outputs = self._client.unpack(answer)
         except ValueError as error:
             raise NetworkError(f"{shown}: the answer cannot be read: {error}") from error
         for item in self._outputs:
-            given = found.get(item.name)
+            given = outputs.get(item.name)
             if given is None:
-                raise NetworkError(f"{shown}: the answer has no output {item.name!r}, only {', '.join(found)}")
+                raise NetworkError(f"{shown}: the answer has no output {item.name!r}, only {', '.join(outputs)}")
             if not item.fits(given.datatype, given.shape, self._expected_batch):
                 sizes = ",".join(map(str, given.shape))
                 raise NetworkError(
                     f"{shown}: output {item.name} is {given.datatype}[{sizes}] at batch {self._batch}, "
                     f"but the model's output is {item.text()}"
                 )
-        self._form = next((output.form for output in found.values() if output.form != BINARY), BINARY)
-        return {name: output.values for name, output in found.items()}
+        self._form = next((output.form for output in outputs.values() if output.form != BINARY), BINARY)
+        return {name: output.values for name, output in outputs.items()}
 
     def _lane(
         self, lane: int, numbers: Iterator[int] | range, phases: Phases | None, stop: threading.Event

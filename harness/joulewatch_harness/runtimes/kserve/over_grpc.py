@@ -181,17 +181,17 @@ class GrpcClient:
         raw = list(message.raw_output_contents)
         if raw and len(raw) != len(message.outputs):
             raise ValueError(f"it has {len(raw)} raw tensors for {len(message.outputs)} outputs")
-        found: dict[str, Output] = {}
+        outputs: dict[str, Output] = {}
         for number, item in enumerate(message.outputs):
             shape = tuple(item.shape)
             if raw:
-                found[item.name] = from_wire(item.name, item.datatype, shape, raw[number])
+                outputs[item.name] = from_wire(item.name, item.datatype, shape, raw[number])
                 continue
             if item.datatype not in _CONTENTS:
                 raise ValueError(f"output {item.name!r} is {item.datatype} and not raw")
             data = list(getattr(item.contents, _CONTENTS[item.datatype]))
-            found[item.name] = from_list(item.datatype, shape, data, AS_LISTS)
-        return found
+            outputs[item.name] = from_list(item.datatype, shape, data, AS_LISTS)
+        return outputs
 
     def faults(self, timed: Callable[[], float], small: bool) -> Sequence[str]:
         """Return no problems: gRPC keeps its connection, sets TCP_NODELAY and writes each message at once."""
@@ -252,11 +252,11 @@ def _metadata(where: Endpoint) -> tuple[tuple[str, str], ...]:
     Raises:
         ConfigError: gRPC cannot send a header with this name; the text does not contain its value.
     """
-    found = tuple((name.lower(), value) for name, value in where.headers.items() if name.lower() != "host")
-    for name, _ in found:
+    metadata = tuple((name.lower(), value) for name, value in where.headers.items() if name.lower() != "host")
+    for name, _ in metadata:
         if not re.fullmatch(r"[0-9a-z_.-]+", name) or name.startswith("grpc-") or name.endswith("-bin"):
             raise ConfigError(f"kserve: option headers_file: gRPC cannot send a header {name!r}")
-    return found
+    return metadata
 
 
 def _authorities(ca_file: Path | None) -> bytes | None:

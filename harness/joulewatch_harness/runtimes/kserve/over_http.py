@@ -106,12 +106,12 @@ class HttpClient:
             spans_s.append(timed())
             if len(spans_s) >= FLOOR_PROOFS and (min(spans_s[-FLOOR_PROOFS:]) < FLOOR_S or not small):
                 break
-        found = []
+        problems = []
         if connection.opened - opened >= len(spans_s):
-            found.append("the server closes the connection after every answer: each request needs a new one")
+            problems.append("the server closes the connection after every answer: each request needs a new one")
         if len(spans_s) >= FLOOR_PROOFS and small:
-            found += self._floor(timed, spans_s[-FLOOR_PROOFS:])
-        return found
+            problems += self._floor(timed, spans_s[-FLOOR_PROOFS:])
+        return problems
 
     def _floor(self, timed: Callable[[], float], spans_s: Sequence[float]) -> list[str]:
         """Check for Nagle's algorithm in the server with delayed acknowledgements here: 40 ms without work."""
@@ -181,17 +181,17 @@ def unpack(answer: Answer) -> dict[str, Output]:
     listed = message.get("outputs") if isinstance(message, dict) else None
     if not isinstance(listed, list):
         raise ValueError("it has no list of outputs")
-    found: dict[str, Output] = {}
+    outputs: dict[str, Output] = {}
     for item in listed:
         name, datatype, shape = named(item)
         size = (item.get("parameters") or {}).get("binary_data_size")
         if size is None:
             if not isinstance(item.get("data"), list):
                 raise ValueError(f"output {name!r} has no data")
-            found[name] = from_list(datatype, shape, item["data"], AS_JSON)
+            outputs[name] = from_list(datatype, shape, item["data"], AS_JSON)
             continue
         if not isinstance(size, int) or size < 0 or end + size > len(answer.body):
             raise ValueError(f"output {name!r} has {len(answer.body) - end} of {size} bytes")
-        found[name] = from_wire(name, datatype, shape, memoryview(answer.body)[end : end + size])
+        outputs[name] = from_wire(name, datatype, shape, memoryview(answer.body)[end : end + size])
         end += size
-    return found
+    return outputs

@@ -40,7 +40,7 @@ def server_times(answer: Any, model: str) -> ServerTimes | None:
     if not isinstance(listed, list):
         return None
     requests, spans = 0, dict.fromkeys(_PHASES.values(), 0)
-    hits, found = 0, False
+    hits, is_listed = 0, False
     for item in listed:
         stats = item.get("inference_stats") if isinstance(item, dict) and item.get("name") == model else None
         if not isinstance(stats, dict):
@@ -52,5 +52,5 @@ def server_times(answer: Any, model: str) -> ServerTimes | None:
             hits += int(stats.get("cache_hit", {}).get("count", 0))
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
-        found = True
-    return ServerTimes(requests, spans, hits) if found else None
+        is_listed = True
+    return ServerTimes(requests, spans, hits) if is_listed else None

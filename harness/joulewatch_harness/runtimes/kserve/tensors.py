@@ -99,10 +99,10 @@ def described(metadata: Mapping[str, Any], key: str, where: str) -> tuple[Tensor
     """
     listed = metadata.get(key) or []
     try:
-        found = [named(item) for item in listed]
+        tensors = [named(item) for item in listed]
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: the server's metadata has {key} without name, datatype or shape") from None
-    return tuple(Tensor(name, datatype, tuple(max(size, -1) for size in shape)) for name, datatype, shape in found)
+    return tuple(Tensor(name, datatype, tuple(max(size, -1) for size in shape)) for name, datatype, shape in tensors)
 
 
 def wire_itemsize(datatype: str) -> int:

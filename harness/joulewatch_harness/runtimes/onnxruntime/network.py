@@ -168,7 +168,7 @@ class OnnxRuntimeNetwork:
             raise ConfigError(f"onnxruntime: {unknown('provider', options.provider, available)}")
         self._sha256 = fingerprint(path)
         size = path.stat().st_size
-        before = _own_threads()
+        before = _threads_of_process()
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             optimized = Path(scratch) / "optimized.onnx" if size <= _LARGEST_REREAD_BYTES else None
             with _library_log() as messages:
@@ -193,7 +193,7 @@ class OnnxRuntimeNetwork:
                 "its libraries are missing or found no device" + "".join(f": {text}" for text in messages[:1])
             )
         self._check_assignment()
-        self._read_back_threads(len(_own_threads() - before))
+        self._read_back_threads(len(_threads_of_process() - before))
         self._texts = tuple(item.name for item in self._session.get_outputs() if item.type == "tensor(string)")
         if self._texts and options.copies:
             raise ConfigError(f"{path.name}: copies=true does not support output {self._texts[0]!r}, which is text")
@@ -535,6 +535,6 @@ def _input(argument: Any) -> Input:
     return Input(argument.name, _DTYPES.get(argument.type, argument.type), tuple(argument.shape))
 
 
-def _own_threads() -> set[str]:
+def _threads_of_process() -> set[str]:
     """Return the threads of this process."""
     return {task.name for task in Path("/proc/self/task").iterdir()}

@@ -170,21 +170,21 @@ def _macs(
             shapes |= zip((name for name in node.output if name), event.shapes, strict=True)
     origins = _Origins(model.graph)
     names: dict[str, str] = {}
-    found: dict[str, int | None] = {}
+    macs: dict[str, int | None] = {}
     for name in dict.fromkeys(event.name for event in events):
         node = nodes.get(name)
         if node is None:
             continue
         if node.op_type not in MAC_OPS:
-            found[name] = None if uncounted(node) else 0
+            macs[name] = None if uncounted(node) else 0
             continue
         origin = origins.of(node)
         if origin:
             names[name] = origin
         # Blocked layouts pad channels: prefer the work of the model's operator.
         own = work.macs.get(origin)
-        found[name] = node_macs(node, shapes) if own is None else own
-    return names, found, work.total
+        macs[name] = node_macs(node, shapes) if own is None else own
+    return names, macs, work.total
 
 
 class _Origins:
@@ -233,7 +233,7 @@ def file_of(folder: Path, prefix: str, name: str) -> Path:
     """Return the file of the profile; ``name`` is that from ``end_profiling``, which is empty in some versions."""
     if name and Path(name).is_file():
         return Path(name)
-    found = sorted(folder.glob(f"{prefix}*.json"))
-    if not found:
+    files = sorted(folder.glob(f"{prefix}*.json"))
+    if not files:
         raise NetworkError("ONNX Runtime has not written a profile")
-    return found[-1]
+    return files[-1]

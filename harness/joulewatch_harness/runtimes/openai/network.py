@@ -65,8 +65,7 @@ class Events:
         self._data: list[str] = []
         self.began = b""
         """The first bytes, for messages."""
-        self.found = False
-        """True after the first event."""
+        self.has_events = False
 
     def feed(self, piece: bytes) -> Iterator[str]:
         """Yield the data of every event that ends in ``piece``."""
@@ -79,7 +78,7 @@ class Events:
             if name == "data":
                 self._data.append(value.removeprefix(" "))
             elif not line and self._data:
-                self.found = True
+                self.has_events = True
                 yield "\n".join(self._data)
                 self._data.clear()
 
@@ -443,7 +442,7 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
         close = getattr(pieces, "close", None)
         if callable(close):
             close()
-    if not events.found:
+    if not events.has_events:
         start = " ".join(events.began[:200].decode("utf-8", "replace").split())[:60]
         raise StreamError(
             f"the answer is not an event stream (it begins {json.dumps(start)}): prefill and decode are unknown"

@@ -316,7 +316,7 @@ class OpenVinoNetwork:
         else:
             config["PERFORMANCE_HINT"] = (options.performance_hint or PERFORMANCE_HINTS[0]).upper()
         if options.precision_hint == "asked":
-            config["INFERENCE_PRECISION_HINT"] = PRECISIONS.get(self._requested, "") or self._own_hint()
+            config["INFERENCE_PRECISION_HINT"] = PRECISIONS.get(self._requested, "") or self._hint_of_file()
             if self._requested != "int8" and options.device == DEFAULT_DEVICE:
                 # By default activations are quantised before weights that are stored in few bits: integer
                 # arithmetic in a float model.
@@ -328,7 +328,7 @@ class OpenVinoNetwork:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"{name}: OpenVINO cannot compile it for batch {batch}: {reason}") from error
 
-    def _own_hint(self) -> str:
+    def _hint_of_file(self) -> str:
         """Return the hint that keeps the precision of the file."""
         return {"fp16": "f16", "bf16": "bf16"}.get(_stored(self._model), "f32")
 
@@ -407,7 +407,7 @@ def actual_precision(execution_graph: Any) -> tuple[str, str]:
         actual = _ACTUAL.get(_text(info, "runtimePrecision"))
         if actual is None or kind in ("const", "input", "output", "parameter", "result", "constant"):
             continue
-        matrices = [found for found in map(_matrix, layer.input_values()) if found is not None]
+        matrices = [matrix for matrix in map(_matrix, layer.input_values()) if matrix is not None]
         if kind in openvino_trace.WEIGHTED:
             computed = [(max((size for size, _ in matrices), default=1), _computed(layer, actual))]
         elif kind == "subgraph" and matrices:

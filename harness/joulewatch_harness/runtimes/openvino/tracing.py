@@ -81,15 +81,15 @@ def operators(
     placed = {name for names in computing.values() for name in names}
     # A kernel of several fused operators may contain any operator that was not found elsewhere.
     all_placed = model is not None and placed >= set(work.macs)
-    found = []
+    result = []
     for layer, (kind, time_ns) in layers.items():
         names = computing.get(layer, [])
         word = _plain(kind.partition(" ")[0])
         macs: int | None = sum(work.macs[name] for name in names)
         if not names and (_multiplies(word) or (word == "subgraph" and not all_placed)):
             macs = None
-        found.append(Operator(name="+".join(names) or layer, op=kind, time_ns=time_ns, calls=calls, macs=macs))
-    return tuple(found)
+        result.append(Operator(name="+".join(names) or layer, op=kind, time_ns=time_ns, calls=calls, macs=macs))
+    return tuple(result)
 
 
 def _computing(execution_graph: Any, model: Any, work: Work, layers: set[str]) -> dict[str, list[str]]:
@@ -110,21 +110,21 @@ def _computing(execution_graph: Any, model: Any, work: Work, layers: set[str]) -
             own = _of_model(original, nodes, makers)
             if own and (own not in layer_of or _multiplies(kinds[layer])):
                 layer_of[own] = layer
-    found: dict[str, list[str]] = {}
+    computing: dict[str, list[str]] = {}
 
     lost = []
     for name in work.macs:
         layer = layer_of.get(name, "")
         if _may_multiply(kinds.get(layer, "")):
-            found.setdefault(layer, []).append(name)
+            computing.setdefault(layer, []).append(name)
         elif name in nodes:
             lost.append(name)
     for name in lost:
         # Folded into the next operator: a convolution with a folded BatchNorm has a name that is not in the model.
-        layer = _behind(nodes[name], layer_of, readers, graph, kinds, found)
+        layer = _behind(nodes[name], layer_of, readers, graph, kinds, computing)
         if layer:
-            found.setdefault(layer, []).append(name)
-    return found
+            computing.setdefault(layer, []).append(name)
+    return computing
 
 
 def _behind(

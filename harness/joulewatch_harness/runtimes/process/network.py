@@ -375,19 +375,19 @@ def _nanoseconds(message: Mapping[str, Any], key: str) -> int:
 def _phases(given: Any, duration_ns: int) -> dict[str, tuple[int, int]]:
     if not isinstance(given, dict) or len(given) > MOST_PHASES:
         raise ValueError(f'"phases" must be an object of at most {MOST_PHASES} phases')
-    found: dict[str, tuple[int, int]] = {}
+    phases: dict[str, tuple[int, int]] = {}
     for name, span in given.items():
         if not isinstance(span, dict) or not (name in RESERVED_PHASES or re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name)):
             raise ValueError(f'phase {name!r:.80}: must be a name of a-z, 0-9 and _ with {{"count": N, "ns": N}}')
-        found[name] = (_nanoseconds(span, "count"), _nanoseconds(span, "ns"))
-    total_ns, count = sum(ns for _, ns in found.values()), sum(count for count, _ in found.values())
+        phases[name] = (_nanoseconds(span, "count"), _nanoseconds(span, "ns"))
+    total_ns, count = sum(ns for _, ns in phases.values()), sum(count for count, _ in phases.values())
     # A child that rounds up to whole nanoseconds is at most 1 ns too high for each span.
     if total_ns > duration_ns + count:
         raise ValueError(
             f"the sum of the phases is {total_ns} ns, more than the {duration_ns} ns from t0_ns to t1_ns: "
             "phases of one call must not overlap"
         )
-    return found
+    return phases
 
 
 def _batch_ends(given: Any, batches: int, t0_ns: int, t1_ns: int) -> array[int]:

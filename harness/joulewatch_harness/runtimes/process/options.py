@@ -117,7 +117,7 @@ def _command(text: str, cwd: Path | None, environment: Mapping[str, str]) -> tup
         if not os.access(path, os.X_OK):
             raise ConfigError(f"command: {path} is not executable: chmod +x {path}")
         return (str(path.absolute()), *words)
-    found = shutil.which(program, path=environment.get("PATH"))
-    if found is None:
+    executable = shutil.which(program, path=environment.get("PATH"))
+    if executable is None:
         raise ConfigError(f"command: no program {program!r} on PATH; for one in the current folder, write ./{program}")
-    return (str(Path(found).absolute()), *words)
+    return (str(Path(executable).absolute()), *words)

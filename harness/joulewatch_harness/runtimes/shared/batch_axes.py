@@ -46,13 +46,13 @@ def parse_batch_axes(text: str) -> tuple[BatchAxis, ...]:
     Raises:
         ConfigError: the text is not valid.
     """
-    found = []
+    batch_axes = []
     for word in text.split(","):
         name, _, axis = word.strip().rpartition(":")
         if not name or not (axis == NONE or axis.isdecimal()):
             raise ConfigError(f"must be INPUT:AXIS,... or INPUT:{NONE}, got {text!r}")
-        found.append(BatchAxis(name, None if axis == NONE else int(axis)))
-    return tuple(found)
+        batch_axes.append(BatchAxis(name, None if axis == NONE else int(axis)))
+    return tuple(batch_axes)
 
 
 def find_batch_axes(model: str, inputs: Sequence[Input], given: Sequence[BatchAxis]) -> Axes:
@@ -89,7 +89,9 @@ def find_batch_axes(model: str, inputs: Sequence[Input], given: Sequence[BatchAx
 def _symbols(inputs: Sequence[Input], chosen: Mapping[str, int | None]) -> set[str]:
     """Return the names of the batch axis: of the chosen axes, and those that match the surest pattern."""
     used = {size for item in inputs for size in item.shape if isinstance(size, str)}
-    named = next((found for pattern in _NAMES if (found := {name for name in used if pattern.fullmatch(name)})), set())
+    named = next(
+        (matching for pattern in _NAMES if (matching := {name for name in used if pattern.fullmatch(name)})), set()
+    )
     for item in inputs:
         if item.name in chosen:
             named -= set(item.shape)
@@ -119,9 +121,11 @@ def describe_axes(inputs: Sequence[Input], axes: Axes) -> list[str]:
     """Return the batch axes that are not simply the first axis: ``x:1``, ``table:none``."""
     words = []
     for item in inputs:
-        found = axes.get(item.name, ())
-        if item.shape and (found != (0,) or is_time(item.shape[0])):
-            words.append(f"{item.name}:{','.join(map(str, found)) or NONE}" + f"({item.shape[0]})" * (found == (0,)))
+        numbers = axes.get(item.name, ())
+        if item.shape and (numbers != (0,) or is_time(item.shape[0])):
+            words.append(
+                f"{item.name}:{','.join(map(str, numbers)) or NONE}" + f"({item.shape[0]})" * (numbers == (0,))
+            )
     return words
 
 

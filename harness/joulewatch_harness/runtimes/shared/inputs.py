@@ -336,7 +336,7 @@ class InputOptions(RuntimeOptions):
                 raise ConfigError(f"{path}: {unknown('input', name, names)}")
             if name in self.values:
                 raise ConfigError(f"{path} has an array {name!r}, and the option values has a value: give one of them")
-        found = {}
+        checked = {}
         for item in inputs:
             if item.name in self.values:
                 continue
@@ -353,8 +353,8 @@ class InputOptions(RuntimeOptions):
                     f"{path}: which axis of {item.text()} is the batch is not known: set --option "
                     f"batch_axis={item.name}:{item.shape.index(None)}, or {item.name}:none"
                 )
-            found[item.name] = array
-        return found
+            checked[item.name] = array
+        return checked
 
     def _chosen(self, item: Input) -> bool:
         """Return whether it is known that an input without a batch axis has none."""

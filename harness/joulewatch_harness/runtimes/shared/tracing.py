@@ -150,14 +150,14 @@ def name_nodes(model: Path, folder: Path) -> Path:
 
     A model whose weights are in other files is returned unchanged.
     """
-    found = read_model(model)
-    names = [node.name for node in found.graph.node]
+    content = read_model(model)
+    names = [node.name for node in content.graph.node]
     if all(names) and len(set(names)) == len(names):
         return model
-    if any(item.external_data for item in found.graph.initializer):
+    if any(item.external_data for item in content.graph.initializer):
         return model
     used = set(names)
-    for number, node in enumerate(found.graph.node):
+    for number, node in enumerate(content.graph.node):
         if not node.name or names.count(node.name) > 1:
             name = f"{node.name or node.op_type}_{number}"
             while name in used:
@@ -165,5 +165,5 @@ def name_nodes(model: Path, folder: Path) -> Path:
             node.name = name
             used.add(name)
     copy = folder / "named.onnx"
-    copy.write_bytes(found.SerializeToString())
+    copy.write_bytes(content.SerializeToString())
     return copy

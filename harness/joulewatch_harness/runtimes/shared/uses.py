@@ -98,7 +98,7 @@ class _Search:
 
     def use(self, name: str) -> Use:
         """Return the use of one input."""
-        found = Use()
+        result = Use()
         signs: set[bool] = set()
         """Whether each reader treats it as a mask."""
         waiting, seen = [_Place(name)], {name}
@@ -111,13 +111,13 @@ class _Search:
                         seen.add(further.name)
                         waiting.append(further)
                 if (rows := self._rows(node, number)) is not None:
-                    found.allow(*_limits(rows, place))
+                    result.allow(*_limits(rows, place))
                 elif (end := self._divisor(node, number) or self._compared(node, number)) is not None:
-                    found.allow(np.array(0, np.int64), np.array(end, np.int64))
+                    result.allow(np.array(0, np.int64), np.array(end, np.int64))
                 elif not following and (sign := self._masks(node, number)) is not None:
                     signs.add(sign)
-        found.is_mask = found.high is None and signs == {True}
-        return found
+        result.is_mask = result.high is None and signs == {True}
+        return result
 
     def _following(self, node: Any, number: int, place: _Place) -> list[_Place]:
         """Return the outputs of a node that contain the same values, perhaps shifted by a constant."""

@@ -130,7 +130,7 @@ class Held:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._stack = contextlib.ExitStack()
-        self._told = False
+        self._is_logged = False
 
     def memory(self, size_bytes: int) -> int:
         """Allocate memory of the device; return its address."""
@@ -191,8 +191,8 @@ class Held:
     def _quietly(self, name: str, *args: Any) -> None:
         """Free one object; after an error of the device every call returns it, and the others must still be freed."""
         error, *_ = getattr(self._cuda.cudart, name)(*args)
-        if int(error) and not self._told:
-            self._told = True
+        if int(error) and not self._is_logged:
+            self._is_logged = True
             logger.warning("CUDA: %s: %s", name, self._cuda.text(error))
 
 

@@ -52,7 +52,7 @@ class Layer:
     """Precision of the computation; empty: unknown, or nothing is computed."""
     is_product: bool
     """It is a matrix product or a convolution."""
-    kernel_tells: bool
+    is_from_kernel: bool
     """The precision is from the name of the kernel, which distinguishes TF32 from float32."""
     weight: int
     """Weight of the layer: elements of its weights, or of its outputs if those are unknown."""
@@ -89,10 +89,10 @@ def read_layers(text: str) -> Layers:
         information = json.loads(text)
     except ValueError:
         return Layers((), False)
-    found = information.get("Layers", ()) if isinstance(information, Mapping) else ()
+    entries = information.get("Layers", ()) if isinstance(information, Mapping) else ()
     return Layers(
-        tuple(_layer(item) for item in found if isinstance(item, (str, Mapping))),
-        any(isinstance(item, Mapping) and "Inputs" in item for item in found),
+        tuple(_layer(item) for item in entries if isinstance(item, (str, Mapping))),
+        any(isinstance(item, Mapping) and "Inputs" in item for item in entries),
     )
 
 
@@ -112,7 +112,7 @@ def actual_precision(layers: Layers, tf32: bool | None) -> Precision:
     named = []
     for layer in counted:
         name = layer.precision
-        if name == "fp32" and not layer.kernel_tells and tf32 is not False:
+        if name == "fp32" and not layer.is_from_kernel and tf32 is not False:
             # Float32 tensors, and TF32 is allowed or unknown: only the name of the kernel shows it.
             name = "tf32" if tf32 else "fp32 or tf32"
         named.append(name)
@@ -123,14 +123,14 @@ def actual_precision(layers: Layers, tf32: bool | None) -> Precision:
     return Precision(
         most,
         f"{named.count(most)} of {len(named)}",
-        "kernels" if all(layer.kernel_tells for layer in counted) else "layers",
+        "kernels" if all(layer.is_from_kernel for layer in counted) else "layers",
     )
 
 
 def _layer(information: str | Mapping[str, Any]) -> Layer:
     if isinstance(information, str):
         return Layer(
-            name=information, kind="", origins=(), precision="", is_product=False, kernel_tells=False, weight=0
+            name=information, kind="", origins=(), precision="", is_product=False, is_from_kernel=False, weight=0
         )
     name, kind = str(information.get("Name", "")), str(information.get("LayerType", ""))
     kernel = str(information.get("TacticName", ""))
@@ -142,7 +142,7 @@ def _layer(information: str | Mapping[str, Any]) -> Layer:
     is_product = has_weights or bool(
         match or _PRODUCT.search(f"{kind} {information.get('ParameterType', '')}") or _PRODUCT.search(kernel)
     )
-    types = [found for found in map(_type, inputs) if found] or [found for found in map(_type, outputs) if found]
+    types = [known for known in map(_type, inputs) if known] or [known for known in map(_type, outputs) if known]
     precision = _KERNELS[match[1]] if match else types[0] if types else ""
     count = weights.get("Count", 0) if has_weights and isinstance(weights, Mapping) else 0
     size = int(count) if isinstance(count, int) and count > 0 else max(map(_size, outputs), default=1)
@@ -153,7 +153,7 @@ def _layer(information: str | Mapping[str, Any]) -> Layer:
         origins=origins,
         precision=precision,
         is_product=is_product,
-        kernel_tells=match is not None,
+        is_from_kernel=match is not None,
         weight=size,
     )
 

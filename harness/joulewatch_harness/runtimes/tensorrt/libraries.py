@@ -50,13 +50,13 @@ def find() -> Libraries:
     trt = _imported("tensorrt", "tensorrt")
     cudart = _imported("cuda.bindings.runtime", "cuda-bindings")
     try:
-        found = Libraries(trt, cudart)
-        major = found.major
+        libraries = Libraries(trt, cudart)
+        major = libraries.major
     except (AttributeError, ValueError) as error:
         raise ConfigError(f"the package tensorrt has no version, so it is not NVIDIA's: {INSTALL}") from error
     if major < OLDEST:
-        raise ConfigError(f"the runtime tensorrt needs TensorRT {OLDEST} or newer, not {found.version}: {INSTALL}")
-    return found
+        raise ConfigError(f"the runtime tensorrt needs TensorRT {OLDEST} or newer, not {libraries.version}: {INSTALL}")
+    return libraries
 
 
 def _imported(module: str, package: str) -> ModuleType:

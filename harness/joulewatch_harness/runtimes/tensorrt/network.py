@@ -336,13 +336,13 @@ class TensorRtNetwork:
         path = self._source.path
         self._sha256 = fingerprint(path)
         plan = engines.Plan(path.read_bytes(), "file")
-        found = engines.deserialise(self._runtime, self._messages, plan)
-        if found is None:
+        engine = engines.deserialise(self._runtime, self._messages, plan)
+        if engine is None:
             raise engines.not_for_here(path, self._libraries.version, self._device(), self._messages)
-        self._adopt(found, plan, 0)
-        inputs = tensors.signature(self._libraries.trt, found, path.name)
+        self._adopt(engine, plan, 0)
+        inputs = tensors.signature(self._libraries.trt, engine, path.name)
         check_types(inputs, f"engine file {path}")
-        self._output_names = tensors.output_names(self._libraries.trt, found)
+        self._output_names = tensors.output_names(self._libraries.trt, engine)
         self._batches = self._options.batches(path.name, inputs, self._source)
 
     def _size_for_check(self) -> int:
@@ -371,9 +371,9 @@ class TensorRtNetwork:
         place = cache.engine(self._source.path.stem, recipe)
         plan = cache.read(place) if options.engine_cache else None
         if plan is not None:
-            found = engines.deserialise(self._runtime, self._messages, plan)
-            if found is not None:
-                self._adopt(found, plan, batch)
+            engine = engines.deserialise(self._runtime, self._messages, plan)
+            if engine is not None:
+                self._adopt(engine, plan, batch)
                 return
             if self._messages.no_memory():
                 raise MemoryError(f"{self._source.path.name}: {gpu.name} has no memory: {self._messages.reasons()}")
@@ -392,13 +392,13 @@ class TensorRtNetwork:
         if options.engine_cache:
             cache.keep(place, data, recipe, built_s)
         plan = engines.Plan(data, f"built in {built_s:.1f} s")
-        found = engines.deserialise(self._runtime, self._messages, plan)
-        if found is None:
+        engine = engines.deserialise(self._runtime, self._messages, plan)
+        if engine is None:
             reasons = self._messages.reasons()
             if self._messages.no_memory():
                 raise MemoryError(f"{self._source.path.name}: {gpu.name} has no memory for its engine: {reasons}")
             raise NetworkError(f"{self._source.path.name}: TensorRT refuses the engine that it has built: {reasons}")
-        self._adopt(found, plan, batch)
+        self._adopt(engine, plan, batch)
 
     def _adopt(self, engine: Any, plan: engines.Plan, batch: int) -> None:
         """Use an engine, and read back its layers and precision."""
@@ -602,7 +602,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Te
     Raises:
         ConfigError: unknown network, option or precision; the file, TensorRT or CUDA's bindings are missing.
     """
-    found = libraries.find()
+    packages = libraries.find()
     if precision not in PRECISIONS:
         raise ConfigError(f"tensorrt: {unknown('precision', precision, PRECISIONS)}")
     stored = "fp32" if precision == "tf32" else precision
@@ -613,4 +613,4 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Te
                 raise ConfigError(f"tensorrt: {network} is already built: remove the option {key}")
         if precision == "tf32":
             raise ConfigError(f"tensorrt: {network} is already built, with TF32 or without: request {NATIVE}")
-    return TensorRtNetwork(found, source, precision, Options.parse(rest))
+    return TensorRtNetwork(packages, source, precision, Options.parse(rest))

@@ -89,9 +89,9 @@ def symmetric(model: Any, name: str) -> Any:
     import onnx
     from onnx import helper, numpy_helper
 
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    graph = found.graph
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    graph = rewritten.graph
     positive = _positive(model)
     constants = {item.name: item for item in graph.initializer}
     users: dict[str, set[str]] = {}
@@ -111,7 +111,7 @@ def symmetric(model: Any, name: str) -> Any:
         if node.op_type not in _QUANTISED or len(node.input) < 2:
             kept.append(node)
             continue
-        scale, zero = constants.get(node.input[1]), _zero_point(found, node)
+        scale, zero = constants.get(node.input[1]), _zero_point(rewritten, node)
         if scale is None or (len(node.input) > 2 and node.input[2] not in constants):
             raise ConfigError(f"{name}: node {node.name!r} has a scale or zero point that is not constant: TensorRT")
         steps = numpy_helper.to_array(scale)
@@ -158,18 +158,18 @@ def symmetric(model: Any, name: str) -> Any:
     graph.initializer.extend(weights)
     # Tensors have other types: remove those in the file.
     del graph.value_info[:]
-    return found
+    return rewritten
 
 
 def _positive(model: Any) -> set[str]:
     """Return the tensors without negative values; nodes of ONNX files are in topological order."""
-    found: set[str] = set()
+    positive: set[str] = set()
     for node in model.graph.node:
         zero = _zero_point(model, node) if node.op_type == "DequantizeLinear" else None
         unsigned = zero is not None and zero.dtype == np.uint8 and not zero.any()
-        if node.op_type in _POSITIVE or unsigned or (node.op_type in _MOVES and node.input[0] in found):
-            found.update(node.output)
-    return found
+        if node.op_type in _POSITIVE or unsigned or (node.op_type in _MOVES and node.input[0] in positive):
+            positive.update(node.output)
+    return positive
 
 
 def _zero_point(model: Any, node: Any) -> NDArray[Any] | None:

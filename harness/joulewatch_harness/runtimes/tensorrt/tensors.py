@@ -103,12 +103,12 @@ def signature(trt: Any, engine: Any, model: str) -> tuple[Input, ...]:
 def batch_ranges(engine: Any, inputs: Sequence[Input], axes: Axes) -> list[tuple[int, int, int]]:
     """Return least, best and largest batch size of each profile of an engine whose batch axis is open."""
     places = [(item.name, axis) for item in inputs for axis in axes[item.name] if not isinstance(item.shape[axis], int)]
-    found = []
+    ranges = []
     for number in range(int(engine.num_optimization_profiles) if places else 0):
         shapes = [(engine.get_tensor_profile_shape(name, number), axis) for name, axis in places]
         least, best, most = ([int(sizes[at][axis]) for sizes, axis in shapes] for at in range(3))
-        found.append((max(least), max(best), min(most)))
-    return found
+        ranges.append((max(least), max(best), min(most)))
+    return ranges
 
 
 def fixed_batch(engine: Any, inputs: Sequence[Input], axes: Axes) -> dict[str, str]:

@@ -49,34 +49,34 @@ def load_module(path: Path, options: Options, dtype: torch.dtype | None) -> Load
         ConfigError: the file or the code is missing or not valid, or contradicts the options.
     """
     if options.module:
-        found = Loaded(_from_code(options.module, dtype), ())
+        loaded = Loaded(_from_code(options.module, dtype), ())
     elif path.suffix == ".onnx":
         from joulewatch_harness.runtimes.torch.importing import module_of
 
-        found = Loaded(module_of(path, dtype), signature(path))
+        loaded = Loaded(module_of(path, dtype), signature(path))
     elif path.suffix == EXPORTED:
-        found = _from_exported(path)
+        loaded = _from_exported(path)
     else:
-        found = Loaded(_from_torchscript(path), ())
-    if not found.inputs:
-        found.inputs = options.signature or _inputs_of_arrays(options)
+        loaded = Loaded(_from_torchscript(path), ())
+    if not loaded.inputs:
+        loaded.inputs = options.signature or _inputs_of_arrays(options)
     elif options.signature:
         raise ConfigError(f"{path.name}: contains its inputs: remove the option signature")
-    return found
+    return loaded
 
 
 def _from_code(spec: str, dtype: torch.dtype | None) -> Any:
-    found = runtimes.find_object(spec)
-    if not isinstance(found, torch.nn.Module):
-        if not callable(found):
+    value = runtimes.find_object(spec)
+    if not isinstance(value, torch.nn.Module):
+        if not callable(value):
             raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that returns one")
         try:
-            found = found()
+            value = value()
         except Exception as error:
             raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
-    if not isinstance(found, torch.nn.Module):
-        raise ConfigError(f"{spec} returned {type(found).__name__}, not a torch.nn.Module")
-    module = found.eval().requires_grad_(False)
+    if not isinstance(value, torch.nn.Module):
+        raise ConfigError(f"{spec} returned {type(value).__name__}, not a torch.nn.Module")
+    module = value.eval().requires_grad_(False)
     return module if dtype is None else module.to(dtype)
 
 

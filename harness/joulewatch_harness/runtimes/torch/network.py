@@ -351,7 +351,7 @@ class TorchNetwork:
     # Preparing
 
     def _uploaded(self, arrays: networks.Arrays) -> tuple[tuple[Any, ...], list[tuple[Any, Any]]]:
-        found, pinned = [], []
+        uploaded, pinned = [], []
         for item, dtype in zip(self._batches.inputs, self._dtypes, strict=True):
             host = torch.from_numpy(np.array(arrays[item.name], order="C"))
             if host.is_floating_point() and dtype is not None:
@@ -359,10 +359,10 @@ class TorchNetwork:
             if self._options.channels_last and host.dim() == 4:
                 host = host.to(memory_format=torch.channels_last)
             device = host.to(self._device)
-            found.append(device)
+            uploaded.append(device)
             if self._options.copies:
                 pinned.append((device, host.pin_memory()))
-        return tuple(found), pinned
+        return tuple(uploaded), pinned
 
     def _capture(self) -> None:
         """Record the launches of one batch as a CUDA graph, which is replayed by one call."""
@@ -423,9 +423,9 @@ def actual_precision(module: Any, device: torch.device, fallback: torch.dtype | 
         name = _NAMES.get(tensor.dtype)
         if name is not None:
             sizes[name] = sizes.get(name, 0) + tensor.numel()
-    found = max(sizes, key=lambda name: sizes[name], default=_NAMES[fallback or torch.float32])
+    precision = max(sizes, key=lambda name: sizes[name], default=_NAMES[fallback or torch.float32])
     allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
-    return "tf32" if found == "fp32" and allowed and _has_tf32(device) else found
+    return "tf32" if precision == "fp32" and allowed and _has_tf32(device) else precision
 
 
 def find_device(text: str) -> torch.device:

@@ -145,7 +145,7 @@ def batches_of(events: Sequence[Any]) -> list[list[tuple[str, str, Any]]]:
         NetworkError: the profiler recorded none.
     """
     roots = [item for item in events if item.name == BATCH and item.device_type == DeviceType.CPU]
-    found = []
+    batches = []
     for root in roots:
         outermost = list(_outermost(root))
         times = Counter(name for name, _, ranged in outermost if not _has_range(ranged))
@@ -156,10 +156,10 @@ def batches_of(events: Sequence[Any]) -> list[list[tuple[str, str, Any]]]:
                 seen[name] += 1
                 name = f"{name} {seen[name]}"
             batch.append((name, op, event))
-        found.append(batch)
-    if not any(found):
+        batches.append(batch)
+    if not any(batches):
         raise NetworkError("PyTorch's profiler recorded no operators")
-    return found
+    return batches
 
 
 def _outermost(event: Any) -> Iterator[tuple[str, str, Any]]:

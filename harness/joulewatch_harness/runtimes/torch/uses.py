@@ -87,5 +87,5 @@ def uses_of(call: Callable[..., Any], batches: Batches, dtypes: Sequence[torch.d
     except Exception as error:
         logger.debug("%s: the use of its inputs is not known: %s", batches.model, error)
         return {}
-    found: Mapping[str, Use] = watch.uses
-    return found
+    uses: Mapping[str, Use] = watch.uses
+    return uses

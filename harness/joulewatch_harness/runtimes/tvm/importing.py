@@ -171,8 +171,8 @@ def products(module: Any) -> tuple[Product, ...]:
     Args:
         module: From ``fused``.
     """
-    found = {name: _product(name, function) for name, function in kernels(module).items()}
-    return tuple(item for name in calls(module) if (item := found.get(name)) is not None)
+    by_name = {name: _product(name, function) for name, function in kernels(module).items()}
+    return tuple(item for name in calls(module) if (item := by_name.get(name)) is not None)
 
 
 def kernels(module: Any) -> dict[str, Any]:
@@ -184,14 +184,14 @@ def kernels(module: Any) -> dict[str, Any]:
 
 def calls(module: Any) -> list[str]:
     """Return the names of the kernels that ``main`` calls, one for each call, in order."""
-    found: list[str] = []
+    names: list[str] = []
 
     def visit(expression: Any) -> None:
         if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-            found.append(expression.args[0].name_hint)
+            names.append(expression.args[0].name_hint)
 
     relax.analysis.post_order_visit(module["main"], visit)
-    return found
+    return names
 
 
 def _product(name: str, function: Any) -> Product | None:

@@ -112,14 +112,14 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         """Variable of the old graph -> the new tensor, if an operator needed it."""
 
     def visit_var_binding_(self, binding: Any) -> None:
-        found = self.understood(binding) if isinstance(binding.value, relax.Call) else None
-        if found is None:
+        understood = self.understood(binding) if isinstance(binding.value, relax.Call) else None
+        if understood is None:
             super().visit_var_binding_(binding)
             return
-        if isinstance(found, Quantised) and str(binding.var.ty.dtype) != "float32":
-            self.stored[binding.var] = found
+        if isinstance(understood, Quantised) and str(binding.var.ty.dtype) != "float32":
+            self.stored[binding.var] = understood
         else:
-            self.known[binding.var] = found
+            self.known[binding.var] = understood
         if not isinstance(binding.var, relax.DataflowVar):
             super().visit_var_binding_(relax.VarBinding(binding.var, self.given_for(binding.var)))
 

@@ -368,18 +368,18 @@ class TvmNetwork:
         )
 
     def _tuning_text(self) -> str:
-        """Return the tuning of the prepared batch; if there is none, that in the database."""
+        """Return the tuning of the prepared batch; without a prepared batch, that in the database."""
         program = self._programs.get(self._batch)
         if program is not None:
             return UNTUNED if not program.scheduled else f"{program.tuned.trials} trials for each kernel"
         if self._options.trials:
             return f"{self._options.trials} trials for each kernel"
-        found = {}
+        trials_of = {}
         for folder in self._folder(0).parent.glob(f"{self._requested}-batch*"):
             trials = tuning.finished(folder).trials
             if trials:
-                found[folder.name.removeprefix(f"{self._requested}-")] = trials
-        tuned = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(found.items()))
+                trials_of[folder.name.removeprefix(f"{self._requested}-")] = trials
+        tuned = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(trials_of.items()))
         return f"{tuned}; otherwise {UNTUNED}" if tuned else UNTUNED
 
     def _macs_by_kernel(self, program: Program) -> dict[str, int]:

@@ -158,10 +158,10 @@ def _builder() -> Any:
         def build(self, inputs: Any) -> list[Any]:
             work = [(item.mod, item.target) for item in inputs]
             return [
-                meta_schedule.builder.BuilderResult(str(found.value), None)
-                if found.status == StatusKind.COMPLETE
-                else meta_schedule.builder.BuilderResult(None, f"{found.status.name}: {found.value}")
-                for found in pool.map_with_error_catching(lambda pair: build(*pair), work)
+                meta_schedule.builder.BuilderResult(str(outcome.value), None)
+                if outcome.status == StatusKind.COMPLETE
+                else meta_schedule.builder.BuilderResult(None, f"{outcome.status.name}: {outcome.value}")
+                for outcome in pool.map_with_error_catching(lambda pair: build(*pair), work)
             ]
 
     return Builder()

@@ -120,8 +120,8 @@ def open_database(folder: Path) -> Any | None:
     if not lines[WORKLOADS]:
         return None
     with tempfile.TemporaryDirectory(prefix="joulewatch-tvm-") as copy:
-        for name, found in lines.items():
-            Path(copy, name).write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
+        for name, entries in lines.items():
+            Path(copy, name).write_text("".join(f"{line}\n" for line in entries), encoding="utf-8")
         try:
             return meta_schedule.database.JSONDatabase(work_dir=copy, allow_missing=False)
         except Exception as error:
@@ -146,13 +146,13 @@ def _whole_lines(path: Path) -> list[str]:
     except OSError as error:
         raise ConfigError(f"the tuning database {path}: {error.strerror or error}") from error
     lines = text.splitlines()
-    found = [line for line in lines if _is_entry(line)]
-    if len(found) < len(lines) - 1 or (len(found) < len(lines) and found != lines[:-1]):
+    entries = [line for line in lines if _is_entry(line)]
+    if len(entries) < len(lines) - 1 or (len(entries) < len(lines) and entries != lines[:-1]):
         number = next(number for number, line in enumerate(lines, start=1) if not _is_entry(line))
         raise ConfigError(f"the tuning database {path} is damaged in line {number}: delete the folder {path.parent}")
-    if len(found) < len(lines):
+    if len(entries) < len(lines):
         logger.warning("%s: the last line is incomplete, perhaps because a process was killed, and is ignored", path)
-    return found
+    return entries
 
 
 def _is_entry(line: str) -> bool:
