@@ -75,7 +75,7 @@ def test_the_file_is_that_of_the_exporter(tmp_path: Path) -> None:
     path = tmp_path / "calibration.yaml"
     path.write_text(calibration_text(fit), encoding="utf-8")
     assert path.read_text().startswith("# Calibration of ipmi bmc total against WT310, by joulewatch calibrate.\n")
-    (entry,) = load_calibrations([path]).entries
+    (entry,) = load_calibrations([path], "node1").entries
     ((name, record),) = [(one.sensor, one.calibration) for one in fit.entries]
     values = dict(entry.parameters)
     info = {"reference": entry.reference.name, "reference_accuracy": repr(entry.reference.accuracy), "date": entry.date}
