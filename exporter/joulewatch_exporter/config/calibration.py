@@ -119,20 +119,6 @@ class Calibration:
         """The calibration for people."""
         return f"{self.date}, {self.reference.name}: gain {self.gain:.4g}, offset {self.offset_watts:+.3g} W"
 
-    def differences(self, collector: str, info: SensorInfo, nodename: str) -> tuple[str, ...]:
-        """Return the fields in which a sensor is not the one that was calibrated: none if it is."""
-        quantity = info.quantity
-        actual = {
-            "collector": collector,
-            "scope": quantity.scope,
-            "component": quantity.component,
-            "device": quantity.device,
-            "domain": quantity.domain,
-            "host": info.host(nodename),
-            "model": info.model,
-        }
-        return tuple(name for name, value in actual.items() if getattr(self.sensor, name) != value)
-
     def exchanged_text(self, collector: str, info: SensorInfo) -> str:
         """Return why this calibration is not used for a sensor of another model."""
         return (
@@ -147,20 +133,31 @@ class Calibrations:
     def __init__(self, entries: Sequence[Calibration] = (), *, nodename: str = "") -> None:
         self.entries = tuple(entries)
         self._nodename = nodename
+        # A file of a whole cluster is searched for each sensor of each scrape in which a sensor changed.
+        self._by_sensor = {dataclasses.replace(entry.sensor, model=""): entry for entry in entries}
 
     def of(self, collector: str, info: SensorInfo) -> Calibration | None:
         """Return the calibration of a sensor; None if it has none."""
-        for entry in self.entries:
-            if not entry.differences(collector, info, self._nodename):
-                return entry
-        return None
+        entry = self._of_any_model(collector, info)
+        return entry if entry is not None and entry.sensor.model == info.model else None
 
     def of_another_model(self, collector: str, info: SensorInfo) -> Calibration | None:
         """Return a calibration that would be of this sensor, if its model were the same: the device was exchanged."""
-        for entry in self.entries:
-            if entry.differences(collector, info, self._nodename) == ("model",):
-                return entry
-        return None
+        entry = self._of_any_model(collector, info)
+        return entry if entry is not None and entry.sensor.model != info.model else None
+
+    def _of_any_model(self, collector: str, info: SensorInfo) -> Calibration | None:
+        quantity = info.quantity
+        return self._by_sensor.get(
+            CalibratedSensor(
+                host=info.host(self._nodename),
+                scope=quantity.scope,
+                collector=collector,
+                component=quantity.component,
+                device=quantity.device,
+                domain=quantity.domain,
+            )
+        )
 
     def of_this_host(self) -> tuple[Calibration, ...]:
         """Return the calibrations of this machine's own sensors."""
