@@ -6,7 +6,6 @@ windows as any other sensor; nothing compares the clock of a log with the harnes
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import math
 from collections.abc import Sequence
@@ -76,8 +75,8 @@ def compare_run(record: RunRecord, history: History, patterns: Sequence[str], lo
     if not windows:
         raise ConfigError(f"run {record.header.run}: has no idle or measured window")
     _check_overlap(log, min(window.start_s for window in windows), max(window.end_s for window in windows))
-    record, history = _as_read(replace(record, windows=windows), history)
-    run = with_settling(withhold_frozen(measure_run(record, history)))
+    # Without ``with_calibrations``: as the sensors read.
+    run = with_settling(withhold_frozen(measure_run(replace(record, windows=windows), history)))
     sensors = _chosen(run, patterns)
     points, excluded = [], []
     for measured in run.windows:
@@ -87,14 +86,6 @@ def compare_run(record: RunRecord, history: History, patterns: Sequence[str], lo
             excluded.append(f"window {measured.window.index}: {error} [{error.reason}]")
     described = tuple(_with_host(run, sensor) for sensor in sensors)
     return Comparison(sensors=described, points=tuple(points), excluded=tuple(excluded))
-
-
-def _as_read(record: RunRecord, history: History) -> tuple[RunRecord, History]:
-    """Return run and history without calibrations."""
-    sensors = tuple(replace(sensor, calibration=None) for sensor in record.header.sensors)
-    described = {sensor: replace(one, calibration=None) for sensor, one in history.sensors.items()}
-    record = replace(record, header=replace(record.header, sensors=sensors))
-    return record, dataclasses.replace(history, sensors=described)
 
 
 def _check_overlap(log: PowerLog, start_s: float, end_s: float) -> None:

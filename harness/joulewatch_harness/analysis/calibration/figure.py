@@ -6,21 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.analysis.calibration.fit import Fit
-from joulewatch_harness.analysis.reports.figure_parts import PALETTE, check_figure_path, wrapped
+from joulewatch_harness.analysis.reports.figure_parts import DPI, PALETTE, STYLE, check_figure_path, wrapped
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.gum import NORMAL_95
 
 _SIZE_INCHES: Final = (6.4, 5.0)
-_DPI: Final = 200
 _LINE_POINTS: Final = 101
-_STYLE: Final = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 
 
 def write_figure(fit: Fit, path: Path) -> None:
@@ -32,9 +23,9 @@ def write_figure(fit: Fit, path: Path) -> None:
     import matplotlib as mpl
 
     check_figure_path(path)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         try:
-            make_figure(fit).savefig(path, dpi=_DPI)
+            make_figure(fit).savefig(path, dpi=DPI)
         except OSError as error:
             raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
 
