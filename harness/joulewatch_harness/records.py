@@ -95,8 +95,8 @@ class CalibrationRecord:
     @property
     def text(self) -> str:
         """The calibration for people."""
-        accuracy = "accuracy unknown" if self.reference_accuracy is None else f"±{100 * self.reference_accuracy:g} %"
-        return f"calibrated {self.date} with {self.reference} ({accuracy})"
+        accuracy = "unknown" if self.reference_accuracy is None else f"±{100 * self.reference_accuracy:g} %"
+        return f"calibrated {self.date} with {self.reference}, accuracy {accuracy}"
 
 
 _MARGIN: Final = 0.05

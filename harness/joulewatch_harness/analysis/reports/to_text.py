@@ -405,11 +405,12 @@ def missing_lines(result: RunResult) -> list[str]:
 def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
     lines = []
     for scope in ("device", "node", "part"):
-        groups: dict[tuple[str, str, str], list[SensorRecord]] = {}
+        groups: dict[tuple[str, str, str, str], list[SensorRecord]] = {}
         for record in sensors:
             if record.scope == scope:
-                groups.setdefault((record.exporter, record.collector, record.method), []).append(record)
-        for (exporter, collector, method), items in groups.items():
+                calibration = record.calibration.date if record.calibration is not None else ""
+                groups.setdefault((record.exporter, record.collector, record.method, calibration), []).append(record)
+        for (exporter, collector, method, _), items in groups.items():
             names = list(
                 dict.fromkeys(
                     f"{record.device}/{record.domain}{' (primary)' if record.primary else ''}" for record in items

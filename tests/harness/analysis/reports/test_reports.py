@@ -23,7 +23,7 @@ from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.records import Note, PhaseTime, SensorRecord, Setup
+from joulewatch_harness.records import CalibrationRecord, Note, PhaseTime, SensorRecord, Setup
 from support.synthetic import EXPORTER, TWO_SOCKETS, ListSource, World, make_world, sensor
 
 ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
@@ -155,6 +155,17 @@ def test_a_budget_marks_what_the_scatter_of_the_rounds_includes(measured: RunRes
     assert ("in repeats" in refresh) != ("in others" in repeats)
     numbers = [float(match[1]) for line in lines if (match := re.search(r" [AB] +[\d.e-]+ +(\d+\.\d) ", line))]
     assert len(numbers) > 1 and sum(numbers) == pytest.approx(100, abs=0.3)
+
+
+def test_calibrated_sensors_are_listed_apart(tmp_path: Path) -> None:
+    first, second = TWO_SOCKETS[:2]
+    values = dict.fromkeys(catalog.CALIBRATION_PARAMETERS, 1.0) | {"highest_watts": 500.0}
+    known = CalibrationRecord.of_metrics(values, {"reference": "WT310", "date": "2026-11-28T10:00:00Z"})
+    world = make_world((dataclasses.replace(first, calibration=known), second), batch_sizes=(1,))
+    lines = to_text.render_table(result_of(world), width=200).splitlines()
+    rapl = f"rapl on {EXPORTER}, energy counter"
+    assert f"  device: socket0/package: {rapl} (calibrated 2026-11-28T10:00:00Z with WT310, accuracy unknown)" in lines
+    assert f"  device: socket1/package: {rapl}" in lines
 
 
 def test_estimates_are_marked_in_every_format(estimated: RunResult, tmp_path: Path) -> None:
