@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from joulewatch_harness.analysis.energy.frozen import withhold_frozen
-from joulewatch_harness.analysis.energy.settling import with_settling
-from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
+from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
+from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.other_load import is_busy, measures_this_machine
 from joulewatch_harness.analysis.results.audit.run import audit_run
@@ -40,7 +39,7 @@ def energies_of(header: RunHeader, windows: Sequence[Window]) -> WindowEnergies:
     """Return the energies of the last of some windows of a run; the others show the machine's other powers."""
     index = windows[-1].index
     record = RunRecord(header=header, configurations=(), windows=tuple(windows))
-    run = with_settling(withhold_frozen(measure_run(record, History(source=""))))
+    run = measure_whole_run(record, History(source=""))
     (measured,) = (one for one in run.windows if one.window.index == index)
     return _Reader(run, measured).read()
 

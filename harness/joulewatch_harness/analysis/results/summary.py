@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from joulewatch_harness.analysis.energy.calibrated import with_calibrations
-from joulewatch_harness.analysis.energy.frozen import withhold_frozen
-from joulewatch_harness.analysis.energy.settling import with_settling
-from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
+from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
+from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.dependent_rounds import audit_rounds
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
@@ -85,7 +83,7 @@ def analyze_run(
     findings = list(audit_record(record))
     record = replace(record, windows=_first_of_each(record.windows))
     windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
-    run = with_calibrations(with_settling(withhold_frozen(measure_run(replace(record, windows=windows), history))))
+    run = measure_whole_run(replace(record, windows=windows), history)
     analysis = _Analysis(record, run)
     # Setups are reported but not audited: a problem with a setup is not a problem with a result.
     audited = replace(run, windows=tuple(measured for measured in run.windows if measured.window.kind != "setup"))
