@@ -197,6 +197,19 @@ def _add_web_flags(parser: Parser) -> None:
         help="TLS and basic authentication (YAML)",
     )
     web.add_argument(
+        "--web.edge-socket",
+        dest="edge_socket",
+        type=Path,
+        metavar="PATH",
+        help="Unix socket for edges; none: no socket (default: /run/joulewatch/edge.sock if that folder exists)",
+    )
+    web.add_argument(
+        "--web.edge-socket-group",
+        dest="edge_socket_group",
+        metavar="GROUP",
+        help="group whose members may connect to that socket (default: the exporter's own)",
+    )
+    web.add_argument(
         "--web.max-requests",
         dest="max_requests",
         type=int,

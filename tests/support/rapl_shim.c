@@ -5,17 +5,22 @@
  * FAKE_RAPL names a file, read once, with the lines
  *   start NS                          monotonic time at which the registers start; 0: at the first read of a register
  *   square PERIOD_NS LOW HIGH         all powers alternate between LOW and HIGH times their watts (monotonic time)
+ *   ripple PERIOD_NS LOW HIGH         the same as a sine
+ *   refresh NS                        counters are refreshed at whole multiples of NS of monotonic time only
+ *   follow PATH                       perf counters also count the energy of a track (see struct track)
  *   deny ERRNO                        every perf_event_open fails with this errno
  *   event TYPE CONFIG CPU WATTS       a perf counter
  *   fixed CPU REGISTER VALUE          a constant register (hexadecimal)
  *   count CPU REGISTER WATTS PER_JOULE START    a 32-bit counter register (REGISTER and START hexadecimal)
  *
- * gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o librapl_shim.so rapl_shim.c -ldl
+ * gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o librapl_shim.so rapl_shim.c -ldl -lm
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/perf_event.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -23,11 +28,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST = 512, MOST_FDS = 4096 };
+enum { MOST = 512, MOST_FDS = 4096, TRACK = 65536 };
+
+/* A power that another process sets while it works: the last changes of the power, oldest first, in a ring. */
+struct track {
+	uint64_t changes;
+	struct {
+		uint64_t at_ns;
+		double joules, watts; /* energy up to at_ns; power from then on */
+	} ring[TRACK];
+};
 
 struct counter {
 	int is_register, cpu, is_fixed;
@@ -46,6 +61,9 @@ static int count_of_counters, denial;
 static uint64_t start_ns;
 static uint64_t period_ns = 1000000000;
 static double low = 1, high = 1;
+static int is_sine;
+static uint64_t refresh_ns = 1;
+static const volatile struct track *track;
 static struct open_event events[MOST_FDS];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -57,7 +75,7 @@ static int (*real_close)(int);
 static void begin(void)
 {
 	const char *path = getenv("FAKE_RAPL");
-	char line[256];
+	char line[300], followed[256];
 	FILE *file;
 
 	real_syscall = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
@@ -75,6 +93,18 @@ static void begin(void)
 			start_ns = ns;
 		} else if (sscanf(line, "square %llu %lf %lf", &ns, &low, &high) == 3) {
 			period_ns = ns;
+		} else if (sscanf(line, "ripple %llu %lf %lf", &ns, &low, &high) == 3) {
+			period_ns = ns;
+			is_sine = 1;
+		} else if (sscanf(line, "refresh %llu", &ns) == 1) {
+			refresh_ns = ns;
+		} else if (sscanf(line, "follow %255s", followed) == 1) {
+			int fd = open(followed, O_RDONLY | O_CLOEXEC);
+
+			track = mmap(NULL, sizeof *track, PROT_READ, MAP_SHARED, fd, 0);
+			if (fd < 0 || track == MAP_FAILED)
+				abort();
+			real_close(fd);
 		} else if (sscanf(line, "deny %d", &denial) == 1) {
 			continue;
 		} else if (sscanf(line, "event %u %llu %d %lf", &c->type, &c->config, &c->cpu, &c->watts) == 4) {
@@ -107,15 +137,41 @@ static uint64_t now_ns(void)
 static double full_power_ns(uint64_t at_ns)
 {
 	uint64_t half_ns = period_ns / 2, rest_ns = at_ns % period_ns;
-	double in_round = rest_ns < half_ns ? low * (double)rest_ns
+	double in_round;
+
+	if (is_sine) {
+		double turn = 2 * M_PI / (double)period_ns;
+
+		return (low + high) / 2 * (double)at_ns + (high - low) / 2 * (1 - cos(turn * (double)rest_ns)) / turn;
+	}
+	in_round = rest_ns < half_ns ? low * (double)rest_ns
 					    : low * (double)half_ns + high * (double)(rest_ns - half_ns);
 
 	return (double)(at_ns / period_ns) * (low * (double)half_ns + high * (double)(period_ns - half_ns)) + in_round;
 }
 
+static double tracked_joules(uint64_t at_ns)
+{
+	uint64_t i, changes = track ? track->changes : 0;
+
+	for (i = changes; i > 0 && i + TRACK > changes; i--) {
+		uint64_t since_ns = track->ring[(i - 1) % TRACK].at_ns;
+
+		if (since_ns <= at_ns)
+			return track->ring[(i - 1) % TRACK].joules +
+			       track->ring[(i - 1) % TRACK].watts * (double)(at_ns - since_ns) / 1e9;
+	}
+	return 0;
+}
+
 static uint64_t counted(const struct counter *c, uint64_t from_ns)
 {
-	return (uint64_t)((full_power_ns(now_ns()) - full_power_ns(from_ns)) / 1e9 * c->watts * c->per_joule);
+	uint64_t at_ns = now_ns() / refresh_ns * refresh_ns;
+	double joules = (full_power_ns(at_ns) - full_power_ns(from_ns)) / 1e9 * c->watts;
+
+	if (!c->is_register)
+		joules += tracked_joules(at_ns) - tracked_joules(from_ns);
+	return joules > 0 ? (uint64_t)(joules * c->per_joule) : 0;
 }
 
 static long open_event(const struct perf_event_attr *attr, int cpu, unsigned long flags)

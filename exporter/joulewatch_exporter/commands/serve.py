@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_exporter.commands.service_manager import ServiceManager
 from joulewatch_exporter.config.calibration import load_calibrations
-from joulewatch_exporter.config.config import Config
-from joulewatch_exporter.errors import EXIT_DONE
+from joulewatch_exporter.config.config import Config, ExporterSettings
+from joulewatch_exporter.errors import EXIT_DONE, ConfigError
 from joulewatch_exporter.model import Collector, Host
+
+if TYPE_CHECKING:
+    from joulewatch_exporter.server.connection import Answer
+    from joulewatch_exporter.server.edge_socket import EdgeSocket
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +86,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     """Serve until a signal arrives, or stdin is closed, and return the exit code."""
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.access import Access
+    from joulewatch_exporter.server.edge import render_edge
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
     from joulewatch_exporter.server.server import WebServer
 
@@ -94,9 +99,10 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         hang_s=settings.read_timeout_seconds / 2,
         primary=settings.primary_node_sensor,
     )
+    start_s = time.time()
     exposition = Exposition(
         emulated=host.emulated,
-        start_s=time.time(),
+        start_s=start_s,
         nodename=host.nodename,
         self_metrics=settings.exporter_metrics,
         calibrations=load_calibrations(settings.calibration_files, host.nodename),
@@ -106,6 +112,9 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         format_ = choose_format(accept)
         scans = sampler.fresh(timeout_s, only)
         return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
+
+    def edge() -> bytes:
+        return render_edge(sampler.edge(settings.read_timeout_seconds), start_s=start_s)
 
     # With --exit-on-stdin-close this is the child of another program, to which the service manager's socket belongs.
     manager = ServiceManager() if exit_on_stdin_close else ServiceManager.from_environment(os.environ)
@@ -118,6 +127,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server: WebServer | None = None
+    edge_socket: EdgeSocket | None = None
     with _stop_signals() as (stop_reader, begin_waiting):
         try:
             # Addresses first: a second exporter, started by mistake, must not touch the sensors.
@@ -130,9 +140,15 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
                 read_timeout_s=settings.read_timeout_seconds,
                 access=Access(settings.web_config_file),
             )
+            edge_socket = _open_edge_socket(settings, edge, server.answer_trusted)
+            if edge_socket is not None:
+                server.announce(edge_socket.path)
             sampler.start()
             begin_waiting()
             server.start()
+            if edge_socket is not None:
+                edge_socket.start()
+                logger.info("edges are read at unix:%s", edge_socket.path)
             for url in server.urls:
                 logger.info("listening on %s", url)
             # Objects that live as long as the process need not be traversed by each garbage collection.
@@ -146,11 +162,36 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
             pass
         finally:
             manager.send("STOPPING=1")
+            if edge_socket is not None:
+                edge_socket.stop()
             if server is not None:
                 server.stop()
             sampler.stop()
     logger.info("ended")
     return EXIT_DONE
+
+
+def _open_edge_socket(settings: ExporterSettings, edge: Callable[[], bytes], answer: Answer) -> EdgeSocket | None:
+    """Open the socket for edges; None if there is none.
+
+    Raises:
+        ConfigError: The path or the group of the configuration cannot be used.
+    """
+    from joulewatch_exporter.server.edge_socket import EdgeSocket, default_path
+
+    path = settings.edge_socket
+    if path is not None:
+        is_off = str(path) == "none"
+        return None if is_off else EdgeSocket(path, edge, answer, group=settings.edge_socket_group)
+    path = default_path(os.environ)
+    if path is None:
+        return None
+    try:
+        return EdgeSocket(path, edge, answer, group=settings.edge_socket_group)
+    except ConfigError as error:
+        # Another exporter of this machine, with another port, may have it.
+        logger.warning("%s; edges are read over HTTP", error)
+        return None
 
 
 def _wait_for_end(

@@ -58,6 +58,11 @@ class ExporterSettings:
     """Whether ``process_*`` and ``python_info`` are published."""
     web_config_file: Path | None = None
     """TLS and basic auth, in the format of the Prometheus exporter toolkit."""
+    edge_socket: Path | None = None
+    """Unix socket for edges; None: ``edge.sock`` in the service's runtime folder or in ``/run/joulewatch``, if there is
+    one; ``none``: no socket."""
+    edge_socket_group: str | None = None
+    """Group whose members may connect to it; None: the exporter's own group."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "logfmt"
     nodename: str | None = None

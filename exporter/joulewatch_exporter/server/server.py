@@ -20,6 +20,7 @@ import urllib.parse
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final, Protocol
 
 from joulewatch_exporter import __version__
@@ -28,6 +29,7 @@ from joulewatch_exporter.config.strict import nearest
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.access import Access
 from joulewatch_exporter.server.connection import Connection, Response, accepts_gzip, plain
+from joulewatch_exporter.server.edge_socket import HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class WebServer:
         self._telemetry_path = telemetry_path
         self._read_timeout_s = read_timeout_s
         self._access = access if access is not None else Access(None)
+        self._scrape_headers: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
         self._request_timeout_s = request_timeout_s
         self._keep_alive_s = keep_alive_s
         self._handshake_timeout_s = handshake_timeout_s
@@ -117,6 +120,10 @@ class WebServer:
             f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self._telemetry_path}"
             for host, port in self._bound
         )
+
+    def announce(self, edge_socket: Path) -> None:
+        """Name the socket for edges in the answers to scrapes."""
+        self._scrape_headers += ((HEADER, str(edge_socket)),)
 
     def start(self) -> None:
         for listener in self._listeners:
@@ -241,6 +248,10 @@ class WebServer:
                 "unauthorized",
                 ("WWW-Authenticate", 'Basic realm="joulewatch", charset="UTF-8"'),
             )
+        return self.answer_trusted(method, target, headers)
+
+    def answer_trusted(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+        """The same for a peer that needs no authentication."""
         if method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", ("Allow", "GET, HEAD"))
         path, _, query = target.partition("?")
@@ -279,7 +290,7 @@ class WebServer:
         finally:
             if self._slots is not None:
                 self._slots.release()
-        extra: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
+        extra = self._scrape_headers
         if len(body) >= MIN_GZIP_BYTES and accepts_gzip(headers.get("accept-encoding", "")):
             # Level 1 takes a fifth of the time of level 9 for nearly the same size.
             packer = zlib.compressobj(level=1, wbits=31)

@@ -1,0 +1,73 @@
+"""The Unix socket for edges of a real exporter, whose counter is refreshed at known times of the machine's clock."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.rapl_shim import ShimMachine, Square, build_shim
+from support.rapl_tree import pmu, topology
+from support.servers import ExporterServer
+from support.sysfs import XEON, FakeSysfs
+
+pytestmark = pytest.mark.integration
+
+REFRESH_NS = 4_000_000
+"""Long enough that a busy machine seldom interrupts the exporter for most of it."""
+WATTS = 260.0
+SQUARE = Square(137_000_003, 0.25, 1.0)
+EDGES = 40
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    sysfs = pmu(topology(FakeSysfs(tmp_path / "node").cpuinfo(**XEON), (0, 0, 0), (0, 0, 1)), "energy-pkg")
+    machine = ShimMachine(sysfs=sysfs, library=build_shim(tmp_path)).event("energy-pkg", 0, WATTS)
+    machine.square(SQUARE).refresh(REFRESH_NS)
+    socket_path = tmp_path / "edge.sock"
+    flags = (*machine.flags, "--no-collector.estimate", f"--web.edge-socket={socket_path}")
+    exporter = ExporterServer(tmp_path / "exporter", *flags, environment=machine.environment)
+    exporter.start()
+    try:
+        yield socket_path
+    finally:
+        exporter.stop()
+    assert not socket_path.exists()
+
+
+def edge(path: Path) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(5)
+    connection.sock.connect(str(path))
+    connection.request("GET", "/edge")
+    (counter,) = json.loads(connection.getresponse().read())["counters"]
+    connection.close()
+    return dict(counter)
+
+
+def test_steps_have_the_true_energy_at_the_true_time(path: Path) -> None:
+    for _ in range(50):
+        if "step" in edge(path):
+            break
+        time.sleep(0.2)  # the exporter measures the refresh between requests
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    steps = [counter for _ in range(EDGES) if "step" in (counter := edge(path))]
+    assert len(steps) > EDGES / 2
+    for before, after in itertools.pairwise(steps):
+        refreshes = []
+        for counter in (before, after):
+            at_ns = counter["read_at_s"] * 1e9 - offset_ns
+            refreshes.append(round(at_ns / REFRESH_NS))
+            # 20 us for the mapping of the clocks: this one was read once, by a process that may be interrupted.
+            assert abs(at_ns - refreshes[-1] * REFRESH_NS) <= counter["step"]["error_s"] * 1e9 + 20_000
+        first, last = (SQUARE.full_power_s(number * REFRESH_NS) for number in refreshes)
+        assert after["joules"] - before["joules"] == pytest.approx(WATTS * (last - first), abs=1e-6)
