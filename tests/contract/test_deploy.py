@@ -16,6 +16,7 @@ import yaml
 
 from joulewatch_exporter import catalog
 from joulewatch_exporter.sampling.family_thread import STUCK_S
+from joulewatch_exporter.server.edge_socket import DEFAULT_FOLDER
 from support.dashboards import NAMES, ROOT, load
 from support.require import require_program
 
@@ -127,6 +128,7 @@ def test_the_unit_grants_one_capability_and_no_writing() -> None:
     assert unit["DynamicUser"] == unit["NoNewPrivileges"] == ["yes"]
     assert unit["ProtectSystem"] == ["strict"]
     assert "ReadWritePaths" not in unit and "StateDirectory" not in unit
+    assert unit["RuntimeDirectory"] == [str(DEFAULT_FOLDER.relative_to("/run"))]
     assert "MemoryMax" in unit
     assert "ProcSubset" not in unit, "hides /proc/stat and /proc/cpuinfo, which the collector estimate needs"
     assert unit["ExecStart"] == ["/opt/joulewatch/bin/joulewatch-exporter $ARGS"]
