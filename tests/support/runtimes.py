@@ -190,7 +190,7 @@ class TensorRt(FileSubject):
             yield
 
     def outputs(self, network: Any) -> np.ndarray:
-        return np.array(network._outputs[0].fetched(network._cuda, network._stream))
+        return np.array(network._prepared.outputs[0].fetched(network._cuda, network._stream))
 
 
 class Finn(Subject):

@@ -274,12 +274,13 @@ def test_inputs_are_on_the_device_before_a_run_or_copied_from_pinned_memory(gpu:
     assert order[-4:] == ["cudaMemcpyAsync", "cudaStreamSynchronize", "execute_async_v3", "cudaStreamSynchronize"]
     assert "cudaMallocHost" not in names(gpu)
     assert np.allclose(
-        network._outputs[0].fetched(network._cuda, network._stream), row_sums({"x": network._inputs[0].array})[0]
+        network._prepared.outputs[0].fetched(network._cuda, network._stream),
+        row_sums({"x": network._prepared.inputs[0].array})[0],
     )
     network.close()
     network = loaded(model, copies="true")
     network.prepare(4)
-    (given,), (output,) = network._inputs, network._outputs
+    (given,), (output,) = network._prepared.inputs, network._prepared.outputs
     assert np.array_equal(given.pinned, given.array)
     given.pinned[...] = 2
     network.run(1, Phases())
@@ -483,7 +484,7 @@ def test_an_engine_file_runs_as_it_is(gpu: Machine, tmp_path: Path) -> None:
     assert facts["inputs"] == "x:float16[batch,4]"
     assert not {"tf32", "shape", "strongly_typed"} & set(facts)
     assert network.check()
-    output = network._outputs[0].fetched(network._cuda, network._stream)
+    output = network._prepared.outputs[0].fetched(network._cuda, network._stream)
     assert output.dtype == np.float32 and np.all(output == -1.5)
     network.trace(tmp_path / "trace.json")
     assert all(item.macs is None for item in read_trace(tmp_path / "trace.json").operators)
@@ -559,14 +560,14 @@ def test_sizes_and_files_of_inputs(gpu: Machine, model: Path, tmp_path: Path) ->
     network = loaded(dynamic(tmp_path / "d.onnx"), dims="seq=5")
     assert arguments(gpu, "set_shape") == [("ids", *[(8, 5)] * 3), ("m", *[(8, 8)] * 3)]
     assert network.check()
-    assert network._outputs[0].array.shape == (8, 5)
+    assert network._prepared.outputs[0].array.shape == (8, 5)
     network.close()
     gpu.compute, gpu.calls = row_sums, []
     np.savez(tmp_path / "in.npz", x=np.ones((2, 4), np.float32))
     network = loaded(model, inputs=str(tmp_path / "in.npz"))
     assert arguments(gpu, "set_shape") == [("x", *[(8, 4)] * 3)]
     network.prepare(3)
-    assert np.all(network._outputs[0].fetched(network._cuda, network._stream) == 4)
+    assert np.all(network._prepared.outputs[0].fetched(network._cuda, network._stream) == 4)
     network.close()
 
 
@@ -772,9 +773,9 @@ def test_the_double_detects_misuse(gpu: Machine, model: Path) -> None:
     config = trt.Builder(SimpleNamespace(_is_made=True)).create_builder_config()
     network = loaded(model)
     network.prepare(2)
-    stream, address = network._stream, network._outputs[0].address
+    stream, address = network._stream, network._prepared.outputs[0].address
     context = network._engine.create_execution_context()
-    network._enqueue()
+    network._prepared.enqueue()
     for error, act in (
         (AttributeError, lambda: setattr(config, "builder_optimisation_level", 3)),
         (AttributeError, lambda: config.set_flags(trt.BuilderFlag.TF32)),

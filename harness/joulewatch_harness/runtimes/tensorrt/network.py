@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
@@ -34,12 +32,10 @@ from joulewatch_harness.runtimes.tensorrt.device import Cuda, Event, Gpu, Held
 from joulewatch_harness.runtimes.tensorrt.engine import SUFFIXES
 from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made, make_logger
 from joulewatch_harness.runtimes.tensorrt.options import FOR_BUILDING, Options, Profile
-from joulewatch_harness.runtimes.tensorrt.tensors import Tensor
+from joulewatch_harness.runtimes.tensorrt.prepared import PreparedBatch
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
-
-GRAPH_WARMUPS: Final = 3
 
 
 class TensorRtNetwork:
@@ -58,8 +54,6 @@ class TensorRtNetwork:
         self._gpu: Gpu | None = None
         self._held = Held(self._cuda)
         """Stream and events, for as long as the network is loaded."""
-        self._batch_held = Held(self._cuda)
-        """Objects of the prepared batch."""
         self._stream: Any = None
         self._runtime: Any = None
         self._engine: Any = None
@@ -67,10 +61,7 @@ class TensorRtNetwork:
         """Batch size the engine was built for; 0 if it accepts several."""
         self._engine_bytes = 0
         self._origin = ""
-        self._context: Any = None
-        self._graph: Any = None
-        self._inputs: list[Tensor] = []
-        self._outputs: list[Tensor] = []
+        self._prepared: PreparedBatch | None = None
         self._timeline: Timeline | None = None
         self._layers = inspector.Layers((), False)
         self._precision = inspector.Precision("", "", "")
@@ -180,11 +171,15 @@ class TensorRtNetwork:
         try:
             self._cuda("cudaSetDevice", gpu.index)
             self._select_engine(batch)
-            self._bind(batch, self._batches.arrays(batch))
-            self._enqueue()
-            self._wait()
+            self._prepared = PreparedBatch(
+                self._libraries, self._cuda, self._messages, engine=self._engine, stream=self._stream, name=name
+            )
+            ranges = self._ranges() if self._is_engine else []
+            self._prepared.bind(batch, self._batches.arrays(batch), ranges, copies=self._options.copies)
+            self._prepared.enqueue()
+            self._prepared.wait()
             if self._options.cuda_graph:
-                self._capture()
+                self._prepared.capture()
         except BaseException as error:
             self._release_batch()
             if isinstance(error, MemoryError):
@@ -200,31 +195,16 @@ class TensorRtNetwork:
             MemoryError: the device has no memory for it.
             NetworkError: TensorRT or CUDA failed; the text contains the reason.
         """
-        cuda, stream = self._cuda, self._stream
-        to_device = cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        to_host = cuda.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        coming = [(item.address, item.pinned) for item in self._inputs if item.pinned is not None]
-        going = [(item.pinned, item.address) for item in self._outputs if item.pinned is not None]
-        sent = [(address, array.ctypes.data, array.nbytes, to_device, stream) for address, array in coming]
-        fetched = [(array.ctypes.data, address, array.nbytes, to_host, stream) for array, address in going]
-
-        def copy_in() -> None:
-            for copy in sent:
-                cuda("cudaMemcpyAsync", *copy)
-
-        def copy_out() -> None:
-            for copy in fetched:
-                cuda("cudaMemcpyAsync", *copy)
-
         # Another network of this process may have made its GPU the current one.
-        cuda("cudaSetDevice", self._device().index)
+        self._cuda("cudaSetDevice", self._device().index)
+        prepared = self._of_batch()
         run_on_device(
             batches,
             phases,
             self._timeline,
-            self._enqueue if self._graph is None else self._launch_graph,
-            self._wait,
-            (copy_in, copy_out) if self._options.copies else None,
+            prepared.launch,
+            prepared.wait,
+            prepared.copies() if self._options.copies else None,
         )
 
     def check(self, batch: int | None = None) -> bool:
@@ -236,7 +216,7 @@ class TensorRtNetwork:
         batch = batch or self._size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        fetched = {item.name: item.fetched(self._cuda, self._stream) for item in self._outputs}
+        fetched = {item.name: item.fetched(self._cuda, self._stream) for item in self._of_batch().outputs}
         outputs = {name: fetched[name] for name in self._output_names}
         self._checked = check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision.name)
         return True
@@ -268,7 +248,7 @@ class TensorRtNetwork:
                 operators=tally.operators(macs),
                 plain_time_ns=turns.plain_ns,
                 macs=work.total,
-                notes=("traced without the CUDA graph",) * (self._graph is not None),
+                notes=("traced without the CUDA graph",) * (self._of_batch().graph is not None),
                 details={"layers": str(len(self._layers.items))},
             ),
             path,
@@ -276,8 +256,9 @@ class TensorRtNetwork:
 
     def _trace_in_turns(self, tally: tracing.Tally) -> tracing.Turns:
         kinds = {layer.name: layer.kind for layer in self._layers.items}
-        context = self._new_context()
-        self._bind_context(context)
+        prepared = self._of_batch()
+        context = prepared.new_context()
+        prepared.bind_context(context)
         context.profiler = profiling.make_profiler(
             self._libraries.trt, lambda name, time_ns: tally.add(name, kinds.get(name, ""), time_ns)
         )
@@ -286,10 +267,11 @@ class TensorRtNetwork:
 
         def traced(batches: int) -> None:
             for _ in range(batches):
-                self._enqueue(context)
-                self._wait()
+                prepared.enqueue(context)
+                prepared.wait()
                 if not context.report_to_profiler():
-                    raise NetworkError(f"{self._source.path.name}: TensorRT reports no layer times: {self._reasons()}")
+                    reasons = self._messages.reasons() or "no reason"
+                    raise NetworkError(f"{self._source.path.name}: TensorRT reports no layer times: {reasons}")
 
         try:
             return tracing.in_turns(
@@ -352,7 +334,7 @@ class TensorRtNetwork:
         if profile is not None:
             return min(max(size, profile.least), profile.most)
         if self._is_engine:
-            ranges = tensors.batch_ranges(self._engine, self._batches.inputs, self._batches.axes)
+            ranges = self._ranges()
             if ranges and not any(least <= size <= most for least, _, most in ranges):
                 return ranges[0][1]
         return size
@@ -443,118 +425,7 @@ class TensorRtNetwork:
 
     # Preparing
 
-    def _new_context(self) -> Any:
-        self._messages.forget()
-        context = self._engine.create_execution_context()
-        if context is None:
-            text = f"{self._source.path.name}: no memory for the activations: {self._messages.reasons()}"
-            raise MemoryError(text) if self._messages.no_memory() else NetworkError(text)
-        # Engines with detailed layers also report them to NVIDIA's profilers, which makes each launch slower.
-        context.nvtx_verbosity = self._libraries.trt.ProfilingVerbosity.NONE
-        return context
-
-    def _bind(self, batch: int, arrays: networks.Arrays) -> None:
-        """Create a context and device memory for its tensors, and fill the inputs."""
-        held, copies = self._batch_held, self._options.copies
-        trt, model = self._libraries.trt, self._source.path.name
-        self._context = self._new_context()
-        self._choose_profile(batch)
-        held_arrays = {name: arrays[name] for name in tensors.input_names(trt, self._engine)}
-        self._set_shapes(self._context, {name: array.shape for name, array in held_arrays.items()}, batch)
-        for name, array in held_arrays.items():
-            dtype = tensors.dtype_of(self._engine, name, model)
-            tensor = Tensor(name=name, dtype=dtype, array=array, address=held.memory(array.nbytes))
-            if copies:
-                tensor.pinned = held.pinned(array.shape, array.dtype)
-                tensor.pinned[...] = array
-            self._inputs.append(tensor)
-        for name in tensors.output_names(trt, self._engine):
-            dtype = tensors.dtype_of(self._engine, name, model)
-            shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
-            if any(size < 0 for size in shape):
-                raise NetworkError(
-                    f"{model}: the size of output {name!r} depends on the values of the inputs, which is not supported"
-                )
-            array = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
-            tensor = Tensor(name=name, dtype=dtype, array=array, address=held.memory(array.nbytes))
-            if copies:
-                tensor.pinned = held.pinned(array.shape, array.dtype)
-            self._outputs.append(tensor)
-        self._set_addresses(self._context)
-        for tensor in self._inputs:
-            self._cuda.upload(tensor.address, tensor.array, self._stream)
-
-    def _bind_context(self, context: Any) -> None:
-        """Bind the same tensors to another context."""
-        if self._engine.num_optimization_profiles > 1:
-            self._switch_profile(context, int(self._context.active_optimization_profile))
-        self._set_shapes(context, {item.name: item.array.shape for item in self._inputs}, self._batch)
-        self._set_addresses(context)
-
-    def _choose_profile(self, batch: int) -> None:
-        """Select the best profile of an engine file with several profiles."""
-        if not self._is_engine:
-            return
-        ranges = tensors.batch_ranges(self._engine, self._batches.inputs, self._batches.axes)
-        fitting = [number for number, (least, _, most) in enumerate(ranges) if least <= batch <= most]
-        if ranges and not fitting:
-            accepted = ", ".join(f"{least} to {most}" for least, _, most in ranges)
-            raise UnsupportedBatchError(
-                f"{self._source.path.name}: the engine accepts batch sizes {accepted}, not {batch}"
-            )
-        if len(ranges) > 1:
-            self._switch_profile(self._context, min(fitting, key=lambda number: abs(ranges[number][1] - batch)))
-
-    def _switch_profile(self, context: Any, number: int) -> None:
-        if not context.set_optimization_profile_async(number, int(self._stream)):
-            raise NetworkError(f"{self._source.path.name}: TensorRT refuses profile {number}: {self._reasons()}")
-        self._wait()
-
-    def _set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
-        name = self._source.path.name
-        self._messages.forget()
-        for tensor, shape in shapes.items():
-            if not context.set_input_shape(tensor, shape):
-                raise UnsupportedBatchError(
-                    f"{name}: batch {batch}: TensorRT refuses the shape {shape} of {tensor!r}: {self._reasons()}"
-                )
-        try:
-            missing = context.infer_shapes()
-        except RuntimeError as error:
-            raise NetworkError(f"{name}: batch {batch}: {error}: {self._reasons()}") from error
-        if missing:
-            raise NetworkError(f"{name}: batch {batch}: the shapes of {', '.join(missing)} are unknown")
-
-    def _set_addresses(self, context: Any) -> None:
-        for tensor in (*self._inputs, *self._outputs):
-            if not context.set_tensor_address(tensor.name, tensor.address):
-                raise NetworkError(f"{self._source.path.name}: TensorRT refuses the memory of {tensor.name!r}")
-
-    def _capture(self) -> None:
-        """Record the launches of one batch as a CUDA graph, which is replayed by one call."""
-        # The first launch after a change of shapes cannot be captured.
-        for _ in range(GRAPH_WARMUPS):
-            self._enqueue()
-        self._wait()
-        try:
-            self._graph = self._batch_held.graph(self._stream, self._enqueue)
-        except NetworkError as error:
-            raise NetworkError(
-                f"{self._source.path.name}: cannot be captured as a CUDA graph (loops and layers that wait for the "
-                f"device cannot): set cuda_graph=false: {error}"
-            ) from error
-        self._launch_graph()
-        self._wait()
-
     # Running
-
-    def _enqueue(self, context: Any = None) -> None:
-        if not (self._context if context is None else context).execute_async_v3(int(self._stream)):
-            text = f"{self._source.path.name}: TensorRT did not launch a batch: {self._reasons()}"
-            raise MemoryError(text) if self._messages.no_memory() else NetworkError(text)
-
-    def _launch_graph(self) -> None:
-        self._cuda("cudaGraphLaunch", self._graph, self._stream)
 
     def _event(self) -> Event:
         return Event(self._cuda, self._held.event(), self._stream)
@@ -573,9 +444,10 @@ class TensorRtNetwork:
         """Release the batch: wait for the stream, then release graph and context before their memory."""
         if self._stream is not None:
             self._wait_quietly()
-        self._graph = self._context = None
-        self._inputs, self._outputs, self._batch = [], [], 0
-        self._batch_held.close()
+        self._batch = 0
+        if self._prepared is not None:
+            self._prepared.close()
+            self._prepared = None
 
     def _release_engine(self) -> None:
         self._release_batch()
@@ -584,13 +456,19 @@ class TensorRtNetwork:
 
     # Details
 
+    def _of_batch(self) -> PreparedBatch:
+        if self._prepared is None:
+            raise NetworkError(f"{self._source.path.name}: no batch is prepared")
+        return self._prepared
+
+    def _ranges(self) -> list[tuple[int, int, int]]:
+        """Return the batch sizes of the profiles of the engine."""
+        return tensors.batch_ranges(self._engine, self._batches.inputs, self._batches.axes)
+
     def _device(self) -> Gpu:
         if self._gpu is None:
             raise NetworkError(f"{self._source.path.name}: is not loaded")
         return self._gpu
-
-    def _reasons(self) -> str:
-        return self._messages.reasons() or "no reason"
 
 
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)
