@@ -32,6 +32,8 @@ APPLICATION_ID: Final = 0x4A6F756C
 KEPT_PREFIX: Final = "joulewatch_"
 DEFAULT_RATE_HZ: Final = 10.0
 NS: Final = 1_000_000_000
+_FIRST_NS: Final = -(2**63)
+_LAST_NS: Final = 2**63 - 1
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -381,23 +383,20 @@ class Recording:
         Raises:
             RecordError: the file is broken.
         """
-        first_ns = -(2**63) if start_s is None else _ns(start_s)
-        last_ns = 2**63 - 1 if end_s is None else _ns(end_s)
-        series = list(
-            self._rows(
-                "SELECT series.id, exporter.name, labels FROM series JOIN exporter ON exporter.id = exporter_id "
-                "WHERE metric = ? ORDER BY exporter.id, labels",
-                (metric,),
-            )
-        )
-        for series_id, instance, text in series:
-            labels = {**json.loads(text), "instance": instance}
-            if matchers and any(labels.get(key, "") != value for key, value in matchers.items()):
+        first_ns = _FIRST_NS if start_s is None else _ns(start_s)
+        last_ns = _LAST_NS if end_s is None else _ns(end_s)
+        scrapes: dict[int, tuple[int, int] | None] = {}
+        for series_id, exporter_id, labels in self._series_of(metric, matchers):
+            if exporter_id not in scrapes:
+                scrapes[exporter_id] = self._scrape_ids(exporter_id, first_ns, last_ns)
+            ids = scrapes[exporter_id]
+            if ids is None:
                 continue
+            # The range of ids makes SQLite read these samples only. The clock may step, so it is not sufficient.
             rows = self._rows(
                 "SELECT started_ns, value FROM sample JOIN scrape ON scrape.id = scrape_id "
-                "WHERE series_id = ? AND started_ns BETWEEN ? AND ? ORDER BY started_ns",
-                (series_id, first_ns, last_ns),
+                "WHERE series_id = ? AND scrape_id BETWEEN ? AND ? AND started_ns BETWEEN ? AND ? ORDER BY started_ns",
+                (series_id, *ids, first_ns, last_ns),
             )
             times_s: list[float] = []
             values: list[float] = []
@@ -406,6 +405,62 @@ class Recording:
                 values.append(value)
             if times_s:
                 yield RecordedSeries(metric=metric, labels=labels, scrape_times_s=times_s, values=values)
+
+    def extremes(self, metric: str, *, start_s: float, end_s: float) -> list[tuple[float, float]]:
+        """Return the lowest and highest value of each series in a span, or a little more if the clock stepped.
+
+        Raises:
+            RecordError: the file is broken.
+        """
+        found: list[tuple[float, ...]] = []
+        for series_id, exporter_id, _ in self._series_of(metric, None):
+            ids = self._scrape_ids(exporter_id, _ns(start_s), _ns(end_s))
+            if ids is not None:
+                found += self._rows(
+                    "SELECT min(value), max(value) FROM sample WHERE series_id = ? AND scrape_id BETWEEN ? AND ? "
+                    "HAVING count(*) > 0",
+                    (series_id, *ids),
+                )
+        return [(lowest, highest) for lowest, highest in found]
+
+    def newest(self, metric: str, *, end_s: float) -> list[RecordedSeries]:
+        """Return the newest sample of each series until a time; raise the errors of ``iter_series``."""
+        found = []
+        last_ns = _ns(end_s)
+        scrapes: dict[int, tuple[int, int] | None] = {}
+        for series_id, exporter_id, labels in self._series_of(metric, None):
+            if exporter_id not in scrapes:
+                scrapes[exporter_id] = self._scrape_ids(exporter_id, _FIRST_NS, last_ns)
+            rows = self._rows(
+                "SELECT started_ns, value FROM sample JOIN scrape ON scrape.id = scrape_id "
+                "WHERE series_id = ? AND scrape_id BETWEEN ? AND ? AND started_ns <= ? ORDER BY scrape_id DESC LIMIT 1",
+                (series_id, *(scrapes[exporter_id] or (0, 0)), last_ns),
+            )
+            found += [
+                RecordedSeries(metric=metric, labels=labels, scrape_times_s=[started_ns / NS], values=[value])
+                for started_ns, value in rows
+            ]
+        return found
+
+    def _series_of(self, metric: str, matchers: Mapping[str, str] | None) -> list[tuple[int, int, dict[str, str]]]:
+        """Return id, exporter's id and labels of each series of a metric."""
+        rows = self._rows(
+            "SELECT series.id, exporter.id, name, labels FROM series JOIN exporter ON exporter.id = exporter_id "
+            "WHERE metric = ? ORDER BY exporter.id, labels",
+            (metric,),
+        )
+        series = [
+            (series_id, exporter, {**json.loads(text), "instance": name}) for series_id, exporter, name, text in rows
+        ]
+        return [one for one in series if all(one[2].get(key, "") == value for key, value in (matchers or {}).items())]
+
+    def _scrape_ids(self, exporter_id: int, first_ns: int, last_ns: int) -> tuple[int, int] | None:
+        """Return the lowest and the highest id of an exporter's scrapes in a span; None without any."""
+        ((lowest, highest),) = self._rows(
+            "SELECT min(id), max(id) FROM scrape WHERE exporter_id = ? AND started_ns BETWEEN ? AND ?",
+            (exporter_id, first_ns, last_ns),
+        )
+        return None if lowest is None else (lowest, highest)
 
     def scrapes(
         self, exporter: str, *, start_s: float | None = None, end_s: float | None = None

@@ -48,6 +48,45 @@ def test_series_are_read_exactly_with_instance_and_time(path: Path) -> None:
         assert recording.span() == pytest.approx((1_700_000_000.1, 1_700_000_005.0))
 
 
+def test_a_span_is_exact_although_the_clock_stepped(path: Path) -> None:
+    """Scrapes are stored in their order, which after a step is not that of their times."""
+    with RecordingWriter.create(path, header()) as writer:
+        for at_s, joules in ((10.0, 1.0), (20.0, 2.0), (12.0, 3.0), (30.0, 4.0)):
+            writer.add_scrape(FakeExporter(), scrape(at_s, joules))
+    name = "joulewatch_device_energy_joules_total"
+    with Recording.open(path) as recording:
+        (stepped,) = recording.series(name, start_s=11.0, end_s=21.0)
+        assert (stepped.scrape_times_s, stepped.values) == ([12.0, 20.0], [3.0, 2.0])
+        assert recording.series(name, start_s=21.0, end_s=29.0) == []
+        (newest,) = recording.newest(name, end_s=29.0)
+        assert (newest.scrape_times_s, newest.values) == ([12.0], [3.0]), "the newest is the last that was stored"
+        assert recording.newest(name, end_s=9.0) == []
+        assert recording.extremes(name, start_s=9.0, end_s=11.0) == [(1.0, 1.0)]
+        assert recording.extremes(name, start_s=25.0, end_s=40.0) == [(4.0, 4.0)]
+        assert recording.extremes(name, start_s=40.0, end_s=50.0) == []
+
+
+def test_a_short_span_of_a_long_recording_is_read_quickly(path: Path) -> None:
+    """Reading a day hour by hour took minutes, because each hour visited all scrapes of every series."""
+    with RecordingWriter.create(path, header()) as writer:
+        for number in range(2000):
+            writer.add_scrape(FakeExporter(), scrape(1000.0 + number, number))
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    name = "joulewatch_device_energy_joules_total"
+    with Recording.open(path) as recording:
+        recording._connection.set_progress_handler(count, 10)
+        assert recording.series(name)[0].values == list(range(2000))
+        whole, steps = steps, 0
+        assert recording.series(name, start_s=2500.0, end_s=2509.0)[0].values == list(range(1500, 1510))
+        recording.extremes(name, start_s=2500.0, end_s=2509.0)
+        assert steps < whole / 20
+
+
 def test_only_joulewatch_series_and_no_nan_are_kept(path: Path) -> None:
     with RecordingWriter.create(path, header()) as writer:
         samples = [("process_cpu_seconds_total", 1.0), (ENERGY % "socket0", float("nan")), ("joulewatch_x", 0.0)]

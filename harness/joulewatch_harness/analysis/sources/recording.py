@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,20 +23,10 @@ from joulewatch_harness.analysis.sources.history import (
 )
 from joulewatch_harness.errors import QueryError
 from joulewatch_harness.records import ExporterRecord, RunRecord
-from joulewatch_harness.storage.recording import Recording
+from joulewatch_harness.storage.recording import RecordedSeries, Recording
 
 _MARGIN_S: Final = 60.0
 """A recording contains one run, so a wide margin costs nothing, even with rare scrapes."""
-_STATE_NAMES: Final = (catalog.SENSOR_UP.name, catalog.SENSOR_STATE.name)
-_METADATA_NAMES: Final = (
-    catalog.SENSOR_INFO.name,
-    catalog.SENSOR_REFRESH.name,
-    catalog.SENSOR_WINDOW.name,
-    catalog.SENSOR_CALIBRATION.name,
-    catalog.SENSOR_CALIBRATION_INFO.name,
-    *_STATE_NAMES,
-    *HEALTH_NAMES,
-)
 
 
 class RecordingSource:
@@ -86,28 +78,55 @@ class RecordingSource:
         """Return counters and sensors over spans of Unix seconds; see ``SampleSource``."""
         if not spans:
             return History(source=self.describe())
-        samples: list[RawSeries] = []
         merged = merge_spans(spans, _MARGIN_S)
-        whole = (merged[0][0], merged[-1][1])
+        start_s, end_s = merged[0][0], merged[-1][1]
         wanted = None if exporters is None else {exporter.name for exporter in exporters}
+        metadata = self._metadata(start_s, end_s)
         # A sensor that observes only part of the time needs its power values, for their scatter.
-        with_power = power or bool(self._raw(catalog.SENSOR_WINDOW.name, (None, whole[1]), wanted))
-        for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ())):
-            samples += self._raw(name, whole, wanted)
-        for name in _METADATA_NAMES:
-            # Metadata is stored when it changes, which may be long before the span.
-            start_s = whole[0] if name in HEALTH_NAMES or name in _STATE_NAMES else None
-            samples += self._raw(name, (start_s, whole[1]), wanted)
-        return build_history(self.describe(), samples, power=power)
-
-    def _raw(self, name: str, span: tuple[float | None, float], wanted: set[str] | None) -> list[RawSeries]:
-        return [
-            RawSeries(
-                name=name,
-                labels=stored.labels,
-                times_s=np.asarray(stored.scrape_times_s, dtype=np.float64),
-                values=np.asarray(stored.values, dtype=np.float64),
-            )
-            for stored in self._recording.series(name, start_s=span[0], end_s=span[1])
-            if wanted is None or stored.labels.get("instance", "") in wanted
+        with_power = power or any(stored.metric == catalog.SENSOR_WINDOW.name for stored in metadata)
+        samples = [
+            stored
+            for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
+            for stored in self._samples(name, merged)
         ]
+        return build_history(
+            self.describe(),
+            [
+                RawSeries(
+                    name=stored.metric,
+                    labels=stored.labels,
+                    times_s=np.asarray(stored.scrape_times_s, dtype=np.float64),
+                    values=np.asarray(stored.values, dtype=np.float64),
+                )
+                for stored in (*samples, *metadata)
+                if wanted is None or stored.labels.get("instance", "") in wanted
+            ],
+            power=power,
+        )
+
+    def _metadata(self, start_s: float, end_s: float) -> list[RecordedSeries]:
+        # Info is stored when it changes, which may be long before the span.
+        metadata: list[RecordedSeries] = []
+        for metric in (catalog.SENSOR_INFO, catalog.SENSOR_CALIBRATION_INFO):
+            metadata += self._recording.series(metric.name, end_s=end_s)
+        for metric in (catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW, catalog.SENSOR_CALIBRATION):
+            metadata += self._recording.newest(metric.name, end_s=end_s)
+        # On a healthy machine, diagnostics do not change and no device is down: then nothing is read.
+        extremes = partial(self._recording.extremes, start_s=start_s, end_s=end_s)
+        changed = [name for name in HEALTH_NAMES if any(low != high for low, high in extremes(name))]
+        if any(low < 1 for low, _ in extremes(catalog.SENSOR_UP.name)):
+            changed += (catalog.SENSOR_UP.name, catalog.SENSOR_STATE.name)
+        for name in changed:
+            metadata += self._recording.series(name, start_s=start_s, end_s=end_s)
+        return metadata
+
+    def _samples(self, name: str, spans: Sequence[tuple[float, float]]) -> Iterator[RecordedSeries]:
+        """Yield the series of a metric with the samples of all spans, which do not overlap."""
+        series: dict[str, RecordedSeries] = {}
+        for start_s, end_s in spans:
+            for stored in self._recording.iter_series(name, start_s=start_s, end_s=end_s):
+                known = series.setdefault(json.dumps(sorted(stored.labels.items())), stored)
+                if known is not stored:
+                    known.scrape_times_s.extend(stored.scrape_times_s)
+                    known.values.extend(stored.values)
+        yield from series.values()
