@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile measure analyze compare report layers fit predict recommend device energy calibrate sensors runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --smallest --start --threads --time --timeout --timezone --trace --unit --window -r
+set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -230,6 +230,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l start -x -d 'start of the window: ISO 8601 (2026-11-21T10:00:00Z), Unix seconds, now, or -10m (ten minutes ago; s, m, h, d, w)'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l slurm-job -x -d 'energy of the whole nodes of a Slurm job while it had them; needs sacct (123, 123_4 or 123+1)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l end -x -d 'end of the window, in the same formats (default: now)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l recording -xka "(__fish_complete_path (commandline -ct))" -d 'recording.sqlite or the directory of a run, to read instead of Prometheus'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l sensor -x -d 'only sensors whose instance/collector/device/domain matches; * and ? are wildcards; repeatable'

@@ -31,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # argparse takes "-10m" for an option unless it looks like a negative number to it.
     parser._negative_number_matcher = re.compile(r"^-\d+(\.\d+)?[smhdw]?$")
     when = "ISO 8601 (2026-11-21T10:00:00Z), Unix seconds, now, or -10m (ten minutes ago; s, m, h, d, w)"
-    parser.add_argument("--start", metavar="T", required=True, help=f"start of the window: {when}")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--start", metavar="T", help=f"start of the window: {when}")
+    what.add_argument(
+        "--slurm-job",
+        metavar="ID",
+        help="energy of the whole nodes of a Slurm job while it had them; needs sacct (123, 123_4 or 123+1)",
+    )
     parser.add_argument(
         "--end", metavar="T", default="now", help="end of the window, in the same formats (default: now)"
     )
@@ -116,6 +122,51 @@ def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> in
     return 0 if any(row.joules is not None for row in rows) else EXIT_FAILED
 
 
+def _run_job(args: argparse.Namespace) -> int:
+    from joulewatch_harness.analysis.energy.jobs import job_energies
+    from joulewatch_harness.analysis.reports import job_report
+    from joulewatch_harness.analysis.reports.table import terminal_width
+    from joulewatch_harness.clients.slurm import job_allocations, spans_by_node
+
+    for flag, value, default in (
+        ("--end", args.end, "now"), ("--every", args.every, None), ("--price", args.price, None),
+        ("--sensor", args.sensor, None), ("--scope", args.scope, "all"),
+    ):  # fmt: skip
+        if value != default:
+            raise ConfigError(f"--slurm-job and {flag} exclude each other")
+    if args.recording is not None:
+        raise ConfigError("--slurm-job reads all nodes from Prometheus: give --prometheus URL")
+    source = _open_source(args)
+    try:
+        allocations = job_allocations(args.slurm_job)
+        spans = spans_by_node(allocations, time.time())
+        if not spans:
+            raise ConfigError(f"job {args.slurm_job} has had its nodes for less than a minute: try again later")
+        energies, notices = job_energies(source, spans)
+        where = source.describe()
+    finally:
+        source.close()
+    if args.format == "json":
+        text = job_report.render_json(args.slurm_job, allocations, energies, where, notices)
+    elif args.format == "csv":
+        text = job_report.render_csv(args.slurm_job, energies)
+    else:
+        text = job_report.render_table(args.slurm_job, allocations, energies, where, notices, width=terminal_width())
+    sys.stdout.write(text)
+    return 0 if any(one.joules is not None for one in energies) else EXIT_FAILED
+
+
+def _open_source(args: argparse.Namespace) -> SampleSource:
+    from joulewatch_harness.analysis.sources.opening import open_source
+
+    options = options_from_args(args)
+    if (options is None) == (args.recording is None):
+        raise ConfigError("give one source: --prometheus URL or --recording FILE")
+    source = open_source(prometheus=options, recording=args.recording)
+    assert source is not None
+    return source
+
+
 def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch energy``.
 
@@ -127,8 +178,9 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.energy.window_energy import Span
     from joulewatch_harness.analysis.reports import energy_report
     from joulewatch_harness.analysis.reports.table import terminal_width
-    from joulewatch_harness.analysis.sources.opening import open_source
 
+    if args.slurm_job is not None:
+        return _run_job(args)
     now_s = time.time()
     start_s = parse_time(args.start, "--start", now_s)
     end_s = parse_time(args.end, "--end", now_s)
@@ -136,12 +188,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--end {args.end} is not after --start {args.start}")
     if end_s > now_s + 1:
         raise ConfigError(f"--end {args.end} is {end_s - now_s:.0f} s in the future: the window has not ended")
-    options = options_from_args(args)
-    if (options is None) == (args.recording is None):
-        raise ConfigError("give one source: --prometheus URL or --recording FILE")
     _check_every(args)
-    source = open_source(prometheus=options, recording=args.recording)
-    assert source is not None
+    source = _open_source(args)
     span = Span(start_s, end_s)
     if args.every is not None:
         return _run_every(args, source, span)

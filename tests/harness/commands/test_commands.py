@@ -90,6 +90,27 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
     assert "degrees of freedom" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_energy_of_a_slurm_job(
+    fake: FakePrometheus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's machine was node1, and another program has the place of sacct."""
+    program = tmp_path / "sacct"
+    program.write_text(f"#!/bin/sh\necho '12|c|COMPLETED|{START_S + 5:.0f}|{START_S + 25:.0f}|node1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    words = ["energy", "--slurm-job=12", f"--prometheus={URL}"]
+    assert main([*words, "--format=json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {one["host"] for one in document["nodes"]} == {"node1"} and document["totals"]["devices"]["joules"] > 0
+    assert main([*words, "--format=csv"]) == 0
+    assert capsys.readouterr().out.startswith("slurm_job,basis,node,host")
+    assert main(words) == 0
+    assert "Energy of whole nodes while the job had them" in " ".join(capsys.readouterr().out.split())
+    program.write_text("#!/bin/sh\necho '12|c|PENDING|Unknown|Unknown|None assigned'\n")
+    assert main(words) == 2
+    assert "job 12 has not started: PENDING" in capsys.readouterr().err
+
+
 def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", str(runs / RUN), "--format=codecarbon", "--carbon=250"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
