@@ -39,7 +39,7 @@ LENGTH: Final = 1.5
 """Distance over which residuals are smoothed, in standard deviations of the logarithmic features."""
 NOISE: Final = 0.3
 """Variance of the noise of a residual, as a share of the variance of the smooth part."""
-MOST_SMOOTHED: Final = 400
+MOST_SMOOTHED: Final = 256
 """Residuals of more rows are not smoothed: time and memory grow with the third and second power of their number. More
 rows are represented by as many of them, spread evenly."""
 

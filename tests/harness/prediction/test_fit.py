@@ -166,6 +166,14 @@ def test_each_device_has_the_same_weight_in_the_quantile() -> None:
     assert quantile([np.array([float(i)]) for i in range(1, 41)])[0] == 37.0
 
 
+def test_the_quantile_covers_most_networks_on_most_devices_if_these_are_enough() -> None:
+    """Of 21 devices, five have ten times larger errors. 90 % of the networks on 85 % of the devices, the 18th of their
+    quantiles, is more than 94 % of all."""
+    like, unlike = np.arange(0.0, 101.0), np.arange(0.0, 1010.0, 10.0)
+    assert quantile([like] * 16 + [unlike] * 5)[0] == pytest.approx(900.0)
+    assert quantile([like] * 13 + [unlike] * 4)[0] < 900.0
+
+
 def test_calibration_networks_are_spread_over_the_sizes() -> None:
     sizes = np.array([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
     assert [sizes[i] for i in spread_choice(sizes, 1)] == [6.0]

@@ -135,7 +135,6 @@ def test_many_rows_are_excluded_in_folds_and_smoothed_by_representatives(monkeyp
     exact, _ = held_out(points, names, 1.0)
     for module in (roofline, devices):
         monkeypatch.setattr(module, "MOST_SMOOTHED", 40)
-    monkeypatch.setattr(devices, "MOST_FOLDS", 10)
     errors, scales = held_out(points, names, 1.0)
     assert len(fit(points, 1.0).weights) == 40
     assert (scales == 1.0).all()
