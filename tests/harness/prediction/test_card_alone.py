@@ -14,6 +14,7 @@ import pytest
 from benchmarks.card_errors import device_half_width, held_out_errors, read_results
 from benchmarks.prediction import TABLE as EDGE
 from joulewatch_harness.cli import main
+from joulewatch_harness.commands.predict import prediction_samples
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.prediction.card_alone import (
     PUBLISHED_HALF_WIDTH,
@@ -25,6 +26,7 @@ from joulewatch_harness.prediction.card_alone import (
 from joulewatch_harness.prediction.cards import find_card
 from joulewatch_harness.prediction.converters import read_table
 from joulewatch_harness.prediction.evaluate import evaluated
+from joulewatch_harness.prediction.figure import write_figure
 from joulewatch_harness.prediction.fit import Fit, fit_all
 from joulewatch_harness.prediction.model_file import document_of
 from joulewatch_harness.prediction.predict import Request
@@ -157,3 +159,16 @@ def test_the_command_predicts_a_card_and_says_so(
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert main([*words, "no such device"]) == 2
     assert "unknown device 'no such device'" in capsys.readouterr().err
+
+
+def test_a_prediction_from_a_card_has_a_figure_and_samples_without_a_rate(gpus: Fit, tmp_path: Path) -> None:
+    predictions = predict_from_card(gpus, request(), find_card("a100-sxm4-40gb"))
+    write_figure(predictions, tmp_path / "card.svg")
+    assert "PREDICTED, not measured" in (tmp_path / "card.svg").read_text(encoding="utf-8")
+    samples = prediction_samples(predictions, 1.0)
+    assert {dict(sample.labels)["quantile"]: sample.value for sample in samples} == {
+        "0.05": predictions[0].joules.low,
+        "0.5": predictions[0].joules.median,
+        "0.95": predictions[0].joules.high,
+    }
+    assert {dict(sample.labels)["method"] for sample in samples} == {"predicted"}
