@@ -11,6 +11,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 LONGEST_LINE: Final = 120
+LARGEST_PICTURE_BYTES: Final = 150_000
 GENERATED: Final = ROOT / "tests" / "benchmarks" / "results"
 """The benchmarks write these: their tables are as wide as their figures need."""
 FOREIGN: Final = re.compile(r"(^|/)(\.|node_modules/)")
@@ -20,6 +21,7 @@ DOCUMENTS: Final = sorted(path for path in ROOT.rglob("*.md") if not FOREIGN.sea
 HAND_WRITTEN: Final = [path for path in DOCUMENTS if GENERATED not in path.parents]
 
 _CODE: Final = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+_PICTURE: Final = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -55,6 +57,13 @@ def test_lines_are_short(document: Path) -> None:
         number for number, line in enumerate(document.read_text("utf-8").splitlines(), 1) if len(line) > LONGEST_LINE
     ]
     assert long == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_pictures_have_a_text_and_are_small(document: Path) -> None:
+    for text, target in _PICTURE.findall(document.read_text("utf-8")):
+        assert len(text) > 20, f"{target}: the text must say what the picture shows"
+        assert (document.parent / target).stat().st_size < LARGEST_PICTURE_BYTES, target
 
 
 def test_there_are_documents_with_links() -> None:
