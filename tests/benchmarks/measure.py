@@ -144,6 +144,7 @@ def run(quick: bool = False, seed: int = 1) -> dict[str, Any]:
         "# Energy of a command, measured and true\n\n"
         "`joulewatch measure -- python -S -c ...` on an emulated machine with counters of 1 ms; socket0: a square of "
         "60 and 260 W, 0.37 s; socket1 follows the load of this machine. Windows include the start of Python.\n\n"
+        f"Load average of this machine at the start: {machine['load_average_at_start']:.1f}.\n\n"
         f"{markdown_table(head, lines)}\n{verdict}\n\n{host_line(machine)}"
     )
     result = {"machine": machine, "verdict": verdict, "cells": cells}

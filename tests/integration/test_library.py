@@ -125,6 +125,32 @@ def test_windows_are_in_prometheus(
     assert there["decode"].joules_per_inference == pytest.approx(here["decode"].joules_per_inference, rel=0.02)
 
 
+NETWORK = """
+class Tiny:
+    def describe(self): return {"precision": "fp32", "runtime": "none"}
+    def load(self): pass
+    def prepare(self, batch): pass
+    def run(self, batches, phases):
+        for _ in range(batches): sum(range(2000))
+    def close(self): pass
+"""
+
+
+def test_profile(machine: Emulator, exporter_server: StartExporter, tmp_path: Path, monkeypatch: Any) -> None:
+    """It does what the command does, and returns the results."""
+    exporter = exporter_server(*machine.flags)
+    (tmp_path / "tiny.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    plan = {"configurations": [{"network": "tiny.py:Tiny", "runtime": "python"}], "exporters": [exporter.url]}
+    run = joulewatch.profile(plan, batch_sizes=[1, 2], rounds=3, window_s=0.5, idle_s=0, max_warmup_s=1.0)
+    assert [result.batch_size for result in run] == [1, 2]
+    for result in run:
+        assert result.repeats == 3
+        assert result.joules_per_inference
+        assert result.uncertainty
+    assert joulewatch.load(run.id).id == run.id
+
+
 def test_the_notebook(machine: Emulator, exporter_server: StartExporter, tmp_path: Path, monkeypatch: Any) -> None:
     exporter = exporter_server(*machine.flags)
     monkeypatch.setenv("JOULEWATCH_EXPORTER", exporter.url)

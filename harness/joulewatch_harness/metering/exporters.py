@@ -34,9 +34,9 @@ class Connection(NamedTuple):
     sensors: tuple[SensorRecord, ...]
 
 
-def given_urls(urls: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the URLs that a user has given: in the program, else in the environment; empty if there are none."""
-    return tuple(urls) or tuple(url.strip() for url in os.environ.get(ENVIRONMENT, "").split(",") if url.strip())
+def environment_urls() -> tuple[str, ...]:
+    """Return the URLs in ``$JOULEWATCH_EXPORTER``; empty if there are none."""
+    return tuple(url.strip() for url in os.environ.get(ENVIRONMENT, "").split(",") if url.strip())
 
 
 def candidates() -> tuple[str, ...]:
@@ -60,8 +60,15 @@ def connect(
         ConfigError: A URL is not valid, or an exporter is given twice.
         ExporterUnreachableError: A given exporter does not answer, or no exporter has an energy sensor.
     """
-    if given := given_urls(urls):
-        return _check(given)
+    if urls:
+        return _check(tuple(urls))
+    if named := environment_urls():
+        try:
+            return _check(named)
+        except ExporterUnreachableError as error:
+            raise ExporterUnreachableError(f"${ENVIRONMENT}: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"${ENVIRONMENT}: {error}") from error
     for url in () if exporter_flags else candidates():
         try:
             return _check((url,))

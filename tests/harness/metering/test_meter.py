@@ -309,6 +309,10 @@ def test_the_environment_names_the_exporter(
     monkeypatch.setenv(exporters.ENVIRONMENT, f" {exporter.url} , ")
     with Meter(output=tmp_path) as meter:
         assert meter.header.exporters[0].nodename == "node1"
+    for wrong, kind in ((f"http://127.0.0.1:{free_port()}", ExporterUnreachableError), ("ftp://x", ConfigError)):
+        monkeypatch.setenv(exporters.ENVIRONMENT, wrong)
+        with pytest.raises(kind, match=r"\$JOULEWATCH_EXPORTER: exporter"):
+            Meter(output=tmp_path).open()
 
 
 def test_without_a_given_exporter_the_first_that_answers_is_used(
@@ -416,6 +420,26 @@ def test_work_on_a_gpu_is_waited_for_at_both_edges(meter: Meter, monkeypatch: py
     with meter.measure("a"):
         pass
     assert waited == ["cupy", "cupy"]
+
+
+def test_computations_of_jax_are_waited_for_on_each_device(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+
+    class Array:
+        def __init__(self, device: str) -> None:
+            self.device = device
+
+        def __add__(self, other: int) -> Array:
+            return self
+
+        def block_until_ready(self) -> None:
+            waited.append(self.device)
+
+    jax = SimpleNamespace(local_devices=lambda: ["gpu 0", "gpu 1"], device_put=lambda _, device: Array(device))
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    with meter.measure("a", sync="jax"):
+        assert waited == ["gpu 0", "gpu 1"]
+    assert waited == ["gpu 0", "gpu 1"] * 2
 
 
 def test_a_library_that_is_not_loaded_or_not_known(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:

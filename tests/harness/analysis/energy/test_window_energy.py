@@ -1009,3 +1009,17 @@ def test_every_number_scales_with_the_power(scale: float) -> None:
         assert [(item.name, item.standard_joules) for item in scaled.budget] == [
             (item.name, pytest.approx(scale * item.standard_joules)) for item in one.budget
         ]
+
+
+@pytest.mark.parametrize("outside_watts", [0.0, 100.0, 200.0])
+def test_unsettled_windows_allow_for_any_power_next_to_them(outside_watts: float) -> None:
+    """Before and after user code, the power may be anything up to twice that of the window."""
+    slack_s, duration_s, watts = 0.003, 0.1, 100.0
+    rise = watts * duration_s + 2 * slack_s * outside_watts
+    start, end = EdgeReading(-slack_s, 0.0), EdgeReading(duration_s + slack_s, rise)
+    energy = energy_from_edges(start, end, Span(0.0, duration_s), settled=False)
+    (slack,) = [item for item in energy.budget if item.name == "edge slack"]
+    assert slack.half_width_joules == pytest.approx(2 * slack_s * energy.mean_power_watts, rel=0.1)
+    assert energy.joules == pytest.approx(watts * duration_s, abs=1.15 * slack.half_width_joules)
+    settled = energy_from_edges(start, end, Span(0.0, duration_s))
+    assert settled.joules == pytest.approx(energy.joules + slack_s * rise / (duration_s + 2 * slack_s), rel=1e-9)

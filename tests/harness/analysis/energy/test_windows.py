@@ -20,7 +20,17 @@ from joulewatch_harness.analysis.energy.windows import (
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
 from joulewatch_harness.analysis.sources.series import SensorId, Series
 from joulewatch_harness.errors import CoverageError
-from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter, ExporterRecord, RunRecord, SensorRecord, Window
+from joulewatch_harness.records import (
+    METER,
+    Edge,
+    EdgeClock,
+    EdgeCounter,
+    ExporterRecord,
+    RunHeader,
+    RunRecord,
+    SensorRecord,
+    Window,
+)
 from support.runs import header, window
 from support.synthetic import sensor
 
@@ -498,3 +508,30 @@ def test_what_the_exporter_reports_explains_more_than_what_is_missing(
     reason, text = _why_not(ID, problems, missing, Health(down=bool(down), asleep=down == "asleep"), readings, counter)
     assert reason == expected[0]
     assert text.startswith(f"{NODE}/rapl/socket0/package: ") and text.endswith(expected[1])
+
+
+def test_the_power_next_to_user_code_is_unknown() -> None:
+    """The runner keeps the load running there. User code may have been idle, or busier; batches do not repeat."""
+    metered = dataclasses.replace(header(), plan={METER: "library", "settle_s": 0.0}, sensors=(PACKAGE,))
+    one = window(0, 10.0, 1.0, start_edge=edge(9.999, 0.0), end_edge=edge(11.001, 100.0), batches=100)
+
+    def slack(run_header: RunHeader) -> float:
+        run = measure_run(RunRecord(header=run_header, configurations=(), windows=(one,)), History(source=""))
+        energy = run.windows[0].sensors[ID].energy
+        assert energy is not None
+        return next(item.half_width_joules for item in energy.budget if item.name == "edge slack")
+
+    assert slack(metered) == pytest.approx(0.002 * 100.0, rel=0.01)
+    assert slack(header(sensors=(PACKAGE,))) < slack(metered) / 4
+
+
+@pytest.mark.parametrize(("scope", "has_energy"), [("device", False), ("part", True)])
+def test_a_device_counter_without_an_update_in_a_short_window_has_no_number(scope: str, has_energy: bool) -> None:
+    """A core may be off; a device is not."""
+    still = package(scope=scope, refresh_s=0.1)
+    one = window(0, 10.0, 1.0, start_edge=edge(9.999, 5.0, of=still), end_edge=edge(11.001, 5.0, of=still))
+    record = RunRecord(header=header(sensors=(still,)), configurations=(), windows=(one,))
+    (measured,) = measure_run(record, History(source="")).windows
+    result = measured.sensors[SensorId.of(still)]
+    assert (result.energy is not None) == has_energy
+    assert result.reason == ("" if has_energy else "below_refresh")
