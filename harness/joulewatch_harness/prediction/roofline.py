@@ -40,8 +40,8 @@ LENGTH: Final = 1.5
 NOISE: Final = 0.3
 """Variance of the noise of a residual, as a share of the variance of the smooth part."""
 MOST_SMOOTHED: Final = 256
-"""Residuals of more rows are not smoothed: time and memory grow with the third and second power of their number. More
-rows are represented by as many of them, spread evenly."""
+"""Most rows whose residuals are smoothed: time grows with the third power of their number, and memory with the second.
+More rows are represented by as many of them, spread evenly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
