@@ -123,6 +123,8 @@ def test_windows_are_in_prometheus(
     assert there["decode"].repeats == here["decode"].repeats == 3
     assert there["decode"].group.configuration.runtime == "python"
     assert there["decode"].joules_per_inference == pytest.approx(here["decode"].joules_per_inference, rel=0.02)
+    assert there.analysis.record.header.is_metered
+    assert "settle_too_short" not in {finding.reason for finding in there.findings}
 
 
 NETWORK = """

@@ -156,7 +156,6 @@ def test_load_by_id_and_by_folder(tmp_path: Path) -> None:
 
 
 def test_results_as_a_data_frame(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
     with CountingExporter() as exporter, joulewatch.Meter(exporter.url, output=tmp_path) as meter:
         for _ in range(3):
             meter.begin("a", inferences=4).end()

@@ -20,6 +20,7 @@ from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.plan.scenario import OFFLINE, scenario_in_name
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import (
+    METER,
     Configuration,
     Edge,
     EdgeClock,
@@ -362,14 +363,19 @@ def _header(
             for key in keys[:-1]:
                 into = into.setdefault(key, {})
             into[keys[-1]] = labels[name]
+    configurations = _configurations(infos)
+    plan: dict[str, Any] = {key: float(labels[label]) for label, key in _PLAN.items() if labels.get(label)}
+    if plan.get("settle_s") == 0.0 and not any(item.precision for item in configurations):
+        # Windows of user code: only they have neither a precision nor a load that runs before them.
+        plan[METER] = "library"
     return RunHeader(
         run=run,
         started_at_s=started_s,
         schema=int(schema) if schema.isdigit() else 1,
         command=(),
-        plan={key: float(labels[label]) for label, key in _PLAN.items() if labels.get(label)},
+        plan=plan,
         plan_sha256=labels.get("plan_sha256", ""),
-        configurations=_configurations(infos),
+        configurations=configurations,
         exporters=tuple(ExporterRecord(name=name, url="") for name in sorted(names)),
         sensors=(),
         provenance=provenance,
