@@ -81,6 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
     # This imports numpy now, and not while the command runs.
     from joulewatch_harness.metering.report import CommandResult
+    from joulewatch_harness.metering.runs import load
 
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
     _check(args, command)
@@ -114,7 +115,8 @@ def _run(args: argparse.Namespace) -> int:
             outcomes.append(outcome)
     if not outcomes:
         return EXIT_SIGNAL + (child.ended_by or 0)
-    mean = meter.results()[name] if len(windows) > 1 else None
+    # From the journal alone: a Prometheus that is down must not hide the result.
+    mean = load(meter.folder)[name] if len(windows) > 1 else None
     _write(args, CommandResult(command=command, windows=windows, outcomes=outcomes, mean=mean))
     return outcomes[-1].exit_code
 

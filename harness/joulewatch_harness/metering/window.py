@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from joulewatch_harness.errors import ConfigError, FindingsError
+from joulewatch_harness.errors import ConfigError, FindingsError, JoulewatchError
 from joulewatch_harness.metering.sync import check_sync, synchronise
 from joulewatch_harness.metering.values import Energy, text_of
 from joulewatch_harness.runner.bracket import Bracket
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from joulewatch_harness.metering.meter import Meter
     from joulewatch_harness.records import RunHeader, Window
 
-LONGEST_NAME = 200
+logger = logging.getLogger(__name__)
+
+LONGEST_NAME: Final = 200
 _current: ContextVar[Measurement | None] = ContextVar("joulewatch window", default=None)
 """The innermost open window of a thread or asyncio task."""
 
@@ -75,7 +78,13 @@ class Measurement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(interrupted=error is not None)
+        try:
+            self.end(interrupted=error is not None)
+        except JoulewatchError as own_error:
+            if error is None:
+                raise
+            # The exception of the user's code matters more.
+            logger.error("window %r: %s", self.name, own_error)
 
     def begin(self) -> Self:
         """Open the window.
@@ -103,7 +112,7 @@ class Measurement:
         """Close the window; ``interrupted`` marks it, and excludes it from the summary of its name.
 
         Raises:
-            ConfigError: The window is not open, or ``inferences`` is not valid.
+            ConfigError: The window is not open.
             RecordError: The journal cannot be written, because the disk is full.
         """
         bracket, meter = self._bracket, self._meter

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, FindingsError
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, FindingsError, RecordError
 from joulewatch_harness.metering import exporters
 from joulewatch_harness.metering import meter as meter_module
 from joulewatch_harness.metering.meter import MOST_NAMES, Meter
@@ -202,6 +202,24 @@ def test_an_exception_ends_the_window_and_passes(meter: Meter) -> None:
     result = meter.results()["a"]
     assert result.repeats == 1
     assert [one.reason for one in result.group.excluded] == ["interrupted"]
+
+
+def test_a_full_disk_is_an_error_but_hides_no_exception(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise RecordError("journal.jsonl: no space left")
+
+    with pytest.raises(RecordError, match="no space left"), meter.measure("a"):
+        monkeypatch.setattr("joulewatch_harness.storage.journal.Journal.append", full)
+    with pytest.raises(ZeroDivisionError), meter.measure("a"):
+        raise ZeroDivisionError
+    assert "no space left" in caplog.text
+    monkeypatch.undo()
+    with meter.measure("a") as window:
+        busy()
+    assert window.joules is not None
+    assert len(stored(meter)) == 1
 
 
 def test_begin_and_end(meter: Meter) -> None:
