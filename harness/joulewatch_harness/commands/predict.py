@@ -87,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
         PredictionRefusedError: No measurement supports the prediction.
         ConfigError, QueryError, RecordError: Bad arguments, or a file or run cannot be read.
     """
-    from joulewatch_harness.commands.fit import read_source
+    from joulewatch_harness.commands.fit import read_source, use_one_thread
+
+    use_one_thread()
     from joulewatch_harness.plan.parsing import parse_batch_sizes
     from joulewatch_harness.prediction.card_alone import card_of, measured_name, predict_from_card
     from joulewatch_harness.prediction.fpga import is_design

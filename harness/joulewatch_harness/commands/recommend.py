@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         PredictionRefusedError: No device keeps the limits.
         ConfigError, QueryError: Bad arguments or files, or no carbon intensity.
     """
+    from joulewatch_harness.commands.fit import use_one_thread
+
+    use_one_thread()
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.prediction import recommend_report
     from joulewatch_harness.prediction.cards import find_card, read_card

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from joulewatch_harness.cli import main
+from joulewatch_harness.commands.fit import use_one_thread
 from joulewatch_harness.prediction.features import FEATURES
 from joulewatch_harness.prediction.table import COLUMNS, Row
 from support.paths import ROOT
@@ -175,3 +177,13 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: py
     table = write(tmp_path / "t.csv", device_rows(1, SHAPES[:9]))
     assert main(["fit", str(table), "--out", str(tmp_path / "no" / "model.json")]) == 2
     assert "model.json: the directory " in capsys.readouterr().err
+
+
+def test_linear_algebra_has_one_thread_only_if_numpy_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr("os.environ", environment)
+    use_one_thread()
+    assert environment == {}
+    monkeypatch.delitem(sys.modules, "numpy")
+    use_one_thread()
+    assert environment == {"OPENBLAS_NUM_THREADS": "1"}
