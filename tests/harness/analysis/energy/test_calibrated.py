@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,15 @@ from joulewatch_harness.analysis.energy.sensor_energies import measure
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, Span, WindowEnergy
 from joulewatch_harness.analysis.reports.to_json import render_json
 from joulewatch_harness.analysis.results.compare import compare_measures
-from joulewatch_harness.analysis.results.model import BudgetLine, Estimate, RunResult
+from joulewatch_harness.analysis.results.model import IDLE_BASELINE, BudgetLine, Estimate, RunResult
 from joulewatch_harness.analysis.results.stored_results import Measure, Side, measures, read_document
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.results.timeline import power_lines
 from joulewatch_harness.analysis.sources.history import RawSeries, build_history
 from joulewatch_harness.cli import main
+from joulewatch_harness.metering.energies import energies_of
 from joulewatch_harness.records import CalibrationRecord, RunHeader, SensorRecord, decode_line, encode_line
+from support.paths import ROOT
 from support.synthetic import EXPORTER, ListSource, World, make_world, sensor, without_edges, write_recording
 
 LINE = CalibrationRecord(
@@ -150,6 +153,9 @@ def analysed(world: World, route: str) -> RunResult:
     source = None if route == "edges" else ListSource(world.scrapes())
     if route in ("history", "rebuilt"):
         record = without_edges(record)
+    if route == "older journal":
+        plain = tuple(dataclasses.replace(one, calibration=None) for one in record.header.sensors)
+        record = dataclasses.replace(record, header=dataclasses.replace(record.header, sensors=plain))
     if route == "rebuilt":
         record = dataclasses.replace(record, header=dataclasses.replace(record.header, sensors=()))
     return analyze_run(record, source)
@@ -164,9 +170,9 @@ def total(result: RunResult) -> list[tuple[Estimate, Estimate, float]]:
     ]
 
 
-@pytest.mark.parametrize("route", ["edges", "history", "both", "rebuilt"])
+@pytest.mark.parametrize("route", ["edges", "history", "both", "rebuilt", "older journal"])
 def test_results_are_calibrated_once(route: str) -> None:
-    """Journal and history both hold the calibration; the offset cancels in the net energy."""
+    """Journal and history hold the calibration, or one of them; the offset cancels in the net energy."""
     world = world_of()
     result, plain = analysed(world, route), analysed(raw_world(world), route)
     assert len(total(result)) == 6
@@ -177,6 +183,28 @@ def test_results_are_calibrated_once(route: str) -> None:
     found = {finding.reason for finding in result.findings}
     assert "calibrated" in found and "outside_calibration" not in found
     assert "calibrated" not in {finding.reason for finding in plain.findings}
+
+
+def test_no_route_takes_what_the_sensors_read() -> None:
+    """``measure_run`` is for the energies themselves and for the comparison with a reference; all others calibrate."""
+    package = ROOT / "harness"
+    users = {
+        str(path.relative_to(package / "joulewatch_harness"))
+        for path in package.rglob("*.py")
+        if re.search(r"\bmeasure_run\b", path.read_text(encoding="utf-8"))
+    }
+    energy, calibration = "analysis/energy", "analysis/calibration"
+    assert users == {f"{energy}/windows.py", f"{energy}/whole_run.py", f"{calibration}/comparison.py"}
+
+
+def test_a_window_of_the_library_is_calibrated_once() -> None:
+    world = world_of()
+    assert world.record is not None
+    header, windows = world.record.header, world.record.windows
+    (plain_header,) = (one.record.header for one in [raw_world(world)] if one.record is not None)
+    read, calibrated = energies_of(plain_header, windows[-2:]).total, energies_of(header, windows[-2:]).total
+    assert read.estimate is not None and calibrated.estimate is not None
+    assert calibrated.estimate.value == pytest.approx(1.05 * read.estimate.value + 2.0 * windows[-1].duration_s)
 
 
 def test_the_published_accuracy_is_replaced() -> None:
@@ -198,8 +226,13 @@ def with_accuracy(accuracy: float | None) -> CalibrationRecord:
 
 def test_net_energies_have_the_error_of_the_gain_only() -> None:
     """Idle and load have the same error of the offset; what remains is u_gain times the difference of their powers."""
-    gross, net, seconds = total(analysed(world_of(), "edges"))[0]
+    world = world_of()
+    gross, net, seconds = total(analysed(world, "edges"))[0]
+    _, raw_net, _ = total(analysed(raw_world(world), "edges"))[0]
     lines = {line.name: line.standard for line in net.budget}
+    raw_idle = next(line.standard for line in raw_net.budget if line.name == IDLE_BASELINE)
+    # 0.5 % of the idle power, which is 40 W as read and 1.05 * 40 W + 2 W calibrated; no error of the calibration.
+    assert lines[IDLE_BASELINE] == pytest.approx(44 / 40 * raw_idle, rel=1e-3)
     of_gain, of_level = (f"{name} ({LINE.date})" for name in (GAIN, LEVEL))
     # 150 W under load, 40 W idle.
     assert lines[of_gain] == pytest.approx(0.01 * (150 - 40) * seconds, rel=1e-3)
