@@ -50,7 +50,7 @@ def table(rows: Sequence[SensorRow], *, tested: bool) -> Table[SensorRow]:
         Column[SensorRow]("read", lambda row: row.record.read_mode.replace("_", " "), priority=2),
         Column[SensorRow]("refresh", lambda row: _seconds(row.record.refresh_s)),
         Column[SensorRow]("resolution", lambda row: row.record.resolution, priority=1),
-        Column[SensorRow]("accuracy", lambda row: _accuracy(row.record.accuracy)),
+        Column[SensorRow]("accuracy", _accuracy),
         Column[SensorRow]("W now", lambda row: "?" if row.watts is None else f"{row.watts:.4g}"),
         Column[SensorRow]("1 % from", lambda row: _seconds(row.shortest_window_s)),
     ]
@@ -71,7 +71,10 @@ def _seconds(value: float | None) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
-def _accuracy(value: float | None) -> str:
+def _accuracy(row: SensorRow) -> str:
+    if row.record.calibration is not None:
+        return "calibrated"
+    value = row.record.accuracy
     return "?" if value is None else f"±{100 * value:g} %"
 
 
