@@ -29,7 +29,7 @@ CARRIED: Final = (
     *("pyghmi", "python-dateutil", "six"),  # IPMI, with the system's python3-cryptography
 )
 """What the exporter uses and what that needs, except packages that are nothing without compiled modules."""
-UNUSED: Final = ("joulewatch_harness", "bin", "share")
+UNUSED: Final = ("joulewatch", "joulewatch_harness", "bin", "share")
 
 
 def main() -> None:

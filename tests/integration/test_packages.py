@@ -126,6 +126,7 @@ def test_the_wheel_runs_without_the_repository(dist: Path, emulated: list[str], 
     out = run(environment / "bin/joulewatch-exporter", "--once", *emulated, cwd=tmp_path)
     assert re.search(r"^joulewatch_device_energy_joules_total\{.*component=\"cpu\".*\} \d", out, re.MULTILINE)
     assert (environment / "share/joulewatch/harness/example-plan.yaml").is_file()
+    assert run(environment / "bin/python", "-c", "import joulewatch; print(joulewatch.__version__)", cwd=tmp_path)
 
 
 # Debian and RPM
@@ -156,7 +157,8 @@ def check_paths(paths: set[str]) -> None:
     assert paths >= FILES | ETC
     allowed = ("/usr/lib/joulewatch/", "/usr/share/")
     assert {path for path in paths - FILES - ETC if not path.startswith(allowed)} == set()
-    assert [path for path in paths if path.endswith((".so", ".pyc")) or "joulewatch_harness" in path] == []
+    unwanted = ("joulewatch_harness", "lib/joulewatch/joulewatch/")
+    assert [path for path in paths if path.endswith((".so", ".pyc")) or any(name in path for name in unwanted)] == []
 
 
 def test_the_debian_package_runs_with_what_it_carries(packages: Path, emulated: list[str], tmp_path: Path) -> None:
