@@ -327,6 +327,8 @@ def energy_row() -> list[Panel]:
                 override("byName", "Cost", unit="none", decimals=2),
                 override("byName", "CO2", unit="massg"),
                 override("byRegexp", "/./", custom__minWidth=60),
+                override("byName", "Servers", custom__width=72),
+                override("byName", "Energy", custom__minWidth=90),
             ],
         ),
     ]
@@ -361,8 +363,9 @@ def sensors_row() -> list[Panel]:
                 sort=("Down", True),
             ),
             overrides=[
-                override("byRegexp", "/^(Down|Implausible)$/", noValue="0", custom__minWidth=60),
-                override("byName", "Cluster", custom__minWidth=60),
+                override("byRegexp", "/^(Down|Implausible)$/", noValue="0"),
+                override("byRegexp", "/^(Cluster|Down)$/", custom__width=75),
+                override("byName", "Implausible", custom__width=95),
                 override(
                     "byName",
                     "Exporter",
