@@ -69,9 +69,13 @@ def test_a_counter_that_never_moves_has_no_energy(edges: bool, history: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("refresh_s", "reason"), [(0.1, {"frozen"}), (0.11, {"below_refresh", "frozen"})], ids=["20 refreshes", "18 in a window of 2 s"]
+    ("refresh_s", "reason"),
+    [(0.1, {"frozen"}), (0.11, {"below_refresh", "frozen"})],
+    ids=["20 refreshes", "18 in a window of 2 s"],
 )
-def test_a_counter_that_rests_for_fewer_than_20_refreshes_needs_a_longer_window(refresh_s: float, reason: set[str]) -> None:
+def test_a_counter_that_rests_for_fewer_than_20_refreshes_needs_a_longer_window(
+    refresh_s: float, reason: set[str]
+) -> None:
     """The idle windows are 3 s long, the others 2 s."""
     slow = dataclasses.replace(CPU, refresh_s=refresh_s)
     world = world_of(slow, power=lambda *_: 0.0)
