@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from joulewatch_harness.clients.options import load_options
+from joulewatch_harness.delivery import slurm_job
 from support.paths import ROOT
 from support.require import require_program
 
@@ -50,3 +51,20 @@ def test_the_agent_sends_to_the_storage_of_the_first_client_file() -> None:
     mimir = load_options(None, PROMETHEUS / "clients" / "mimir.yaml")
     assert mimir is not None
     assert (remote["url"], remote["headers"]) == (mimir.write_url, mimir.headers)
+
+
+# Slurm
+
+
+@pytest.mark.parametrize("name", ["prolog", "epilog"])
+def test_the_scripts_for_slurm_are_what_their_readme_says(name: str) -> None:
+    script = ROOT / "deploy" / "slurm" / name
+    text, readme = script.read_text("utf-8"), (script.parent / "README.md").read_text("utf-8")
+    assert script.stat().st_mode & 0o111 == 0o111
+    for path in ("/opt/joulewatch/bin/python", "/var/log/slurm/joulewatch.log"):
+        assert path in text and path.removesuffix("/bin/python") in readme
+    for default in (slurm_job.FOLDER, slurm_job.PROMETHEUS, slurm_job.SALT):
+        assert str(default) in readme
+    assert f"{name.title()}Slurmctld=" in readme
+    assert text.rstrip().endswith("exit 0")
+    checked("sh", "-n", str(script))
