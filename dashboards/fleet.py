@@ -345,7 +345,7 @@ def sensors_row() -> list[Panel]:
                 query(f"topk({MOST_ROWS}, sum by (cluster, instance) ({DOWN}))", ref="A", shape="table"),
                 query(f"topk({MOST_ROWS}, sum by (cluster, instance) ({IMPLAUSIBLE}))", ref="B", shape="table"),
             ],
-            size=(12, 11),
+            size=(13, 11),
             no_value="All sensors work",
             kind=data_table(
                 [
@@ -364,11 +364,13 @@ def sensors_row() -> list[Panel]:
             ),
             overrides=[
                 override("byRegexp", "/^(Down|Implausible)$/", noValue="0"),
-                override("byRegexp", "/^(Cluster|Down)$/", custom__width=75),
-                override("byName", "Implausible", custom__width=95),
+                override("byName", "Cluster", custom__width=72),
+                override("byName", "Down", custom__width=60),
+                override("byName", "Implausible", custom__width=105),
                 override(
                     "byName",
                     "Exporter",
+                    custom__minWidth=135,
                     links=[
                         {
                             "title": "Show this exporter",
@@ -388,7 +390,7 @@ def sensors_row() -> list[Panel]:
                     "cluster {{cluster}}",
                 )
             ],
-            size=(12, 11),
+            size=(11, 11),
             no_value=NO_RULES,
             kind=time_series(soft_maximum=0.01, calcs=("mean", "max")),
         ),
