@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from joulewatch_harness.records import Edge
@@ -25,8 +26,15 @@ class SharedEdges:
 
     def fetch(self) -> UnparsedEdge:
         """Read all exporters; a window of another thread that is reading them delays this."""
+        return self._fetch(self._reader.fetch)
+
+    def fetch_start(self) -> UnparsedEdge:
+        """Read all exporters before a window begins; a reader that can do so reads again if an edge was late."""
+        return self._fetch(getattr(self._reader, "fetch_start", self._reader.fetch))
+
+    def _fetch(self, fetch: Callable[[], UnparsedEdge]) -> UnparsedEdge:
         with self._fetching:
-            edge = _Shared(self, self._reader.fetch())
+            edge = _Shared(self, fetch())
             self._unparsed.append(edge)
         return edge
 
