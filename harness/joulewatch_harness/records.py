@@ -275,6 +275,20 @@ def _devices(sensors: Iterable[SensorRecord]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeStep:
+    """One or two refreshes of a counter in a row, for which the exporter waited at an edge."""
+
+    error_s: float
+    """Largest error of the time of a refresh."""
+    before_joules: float
+    """Before the first refresh."""
+    first_joules: float
+    """After the first refresh."""
+    span_s: float
+    """From the first refresh to the last; 0: only one was seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeCounter:
     """One energy counter, read directly from an exporter at an edge of a window."""
 
@@ -286,7 +300,18 @@ class EdgeCounter:
     domain: str
     energy_joules: float
     read_at_s: float
-    """Unix seconds on the exporter's clock."""
+    """Unix seconds on the exporter's clock; with ``step`` the time of the last refresh."""
+    step: EdgeStep | None = None
+    """None: the value is that of some refresh before ``read_at_s``."""
+    no_step: str = ""
+    """Why the exporter's socket for edges has no step."""
+
+    @property
+    def first(self) -> tuple[float, float]:
+        """Time and energy of the first refresh: at the end of a window the reading that is nearest to it."""
+        if self.step is None:
+            return self.read_at_s, self.energy_joules
+        return self.read_at_s - self.step.span_s, self.step.first_joules
 
 
 @dataclass(frozen=True, slots=True)

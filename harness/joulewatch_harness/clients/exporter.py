@@ -1,10 +1,16 @@
-"""HTTP client of one joulewatch exporter: its sensors, its scrapes, and its energy counters at an edge."""
+"""HTTP client of one joulewatch exporter: its sensors, its scrapes, and its energy counters at an edge.
+
+An edge of an exporter on this machine is read from its Unix socket, where it waits for the counters' next refreshes.
+The exporter names the socket in its answers to scrapes; without one, or if it fails, the edge is a scrape.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
 import http.client
+import logging
+import os
 import re
 import socket
 import ssl
@@ -15,9 +21,12 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from joulewatch_exporter import catalog
+from joulewatch_harness.clients.edge_socket import HEADER, EdgeAnswer, EdgeSocket, UnixConnection, path_of
 from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
 from joulewatch_harness.records import CalibrationRecord, EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PATH: Final = "/metrics"
 DEFAULT_OPTIONS: Final = HttpOptions(timeout_s=2.0)
@@ -104,14 +113,16 @@ class Answer:
     body: bytes = b""
     error: str = ""
     """Why there is no body."""
+    is_edge: bool = False
+    """Whether the body is from the socket for edges, and not a metrics page."""
 
 
 class ExporterClient:
     """One persistent HTTP connection to one exporter; used by one thread at a time.
 
     Args:
-        url: URL of the exporter or of its metrics page, or ``host:port``.
-        name: Its ``instance`` in Prometheus; None: ``host:port`` of the URL.
+        url: URL of the exporter or of its metrics page, ``host:port``, or ``unix:`` and the path of its socket.
+        name: Its ``instance`` in Prometheus; None: ``host:port`` of the URL, or ``unix:`` and the path.
         options: Credentials, TLS, and the time-out for connecting and for each read.
 
     Raises:
@@ -119,14 +130,18 @@ class ExporterClient:
     """
 
     def __init__(self, url: str, *, name: str | None = None, options: HttpOptions = DEFAULT_OPTIONS) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        self._path = path_of(url)
+        # The metrics of a socket are those of the port.
+        parts = urlsplit("http://localhost" if self._path else url if "://" in url else f"http://{url}")
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         try:
             port = parts.port
         except ValueError as error:
             raise ConfigError(f"exporter {shown}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"exporter {shown!r} is not a valid URL: write it as http://host:{catalog.DEFAULT_PORT}")
+            raise ConfigError(
+                f"exporter {shown!r} is not a valid URL: write it as http://host:{catalog.DEFAULT_PORT} or unix:/path"
+            )
         if "@" in parts.netloc:
             raise ConfigError(f"exporter {shown}: remove user name and password from the URL and use password_file")
         self._host = parts.hostname
@@ -137,6 +152,9 @@ class ExporterClient:
         path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
         self.url = f"{parts.scheme}://{host}:{self._port}{path}"
         self.name = name or f"{host}:{self._port}"
+        if self._path:
+            self.url = f"unix:{self._path}"
+            self.name = name or self.url
         self._target = path + (f"?{parts.query}" if parts.query else "")
         self._timeout_s = options.timeout_s
         self._headers = {
@@ -151,6 +169,10 @@ class ExporterClient:
         except ConfigError as error:
             raise ConfigError(f"exporter {self.url}: {error}") from error
         self._connection: http.client.HTTPConnection | None = None
+        self._announced = self._path
+        """Path of its socket for edges; empty: not known."""
+        self._edge_socket: EdgeSocket | None = None
+        self._looks_for_socket = True
         self._keys: dict[str, SeriesKey] = {}
         self.asleep: tuple[str, ...] = ()
         """Devices (collector and name) that were asleep at the last ``describe``; they have no sensors then."""
@@ -167,7 +189,14 @@ class ExporterClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the next request opens a new one."""
+        """Close the connections; the next request opens a new one."""
+        if self._edge_socket is not None:
+            self._edge_socket.close()
+            self._edge_socket = None
+            self._looks_for_socket = True
+        self._close_http()
+
+    def _close_http(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -191,22 +220,70 @@ class ExporterClient:
             status, body = self._request()
         except (http.client.HTTPException, ConnectionError) as error:
             # The exporter closed an idle connection or was restarted: try once more on a new connection.
-            self.close()
+            self._close_http()
             if not reused:
                 raise self._unreachable(error) from error
             requested_at_s = time.time()
             try:
                 status, body = self._request()
             except (OSError, http.client.HTTPException) as second_error:
-                self.close()
+                self._close_http()
                 raise self._unreachable(second_error) from second_error
         except OSError as error:
-            self.close()
+            self._close_http()
             raise self._unreachable(error) from error
         answered_at_s = time.time()
         if status != 200:
             raise ExporterUnreachableError(f"exporter {self.url}: HTTP {status}; {_excerpt(body)}")
         return Answer(requested_at_s=requested_at_s, answered_at_s=answered_at_s, body=body)
+
+    def fetch_edge(self) -> Answer:
+        """Request the energy counters at an edge: from the exporter's socket if there is one, else by a scrape.
+
+        Raises:
+            ExporterUnreachableError: as ``fetch``.
+        """
+        page: Answer | None = None
+        if self._edge_socket is None and self._looks_for_socket:
+            page = self.fetch()
+            self._find_socket(page)
+        if self._edge_socket is not None:
+            requested_at_s = time.time()
+            try:
+                body = self._edge_socket.ask()
+            except OSError as error:
+                self._edge_socket.close()
+                self._edge_socket = None
+                logger.warning("exporter %s: edges are read by scrapes: %s", self.url, error.strerror or error)
+            else:
+                return Answer(requested_at_s=requested_at_s, answered_at_s=time.time(), body=body, is_edge=True)
+        return page or self.fetch()
+
+    def _find_socket(self, page: Answer) -> None:
+        """Connect to the socket that a page announced, if it is on this machine and belongs to the same exporter."""
+        self._looks_for_socket = False
+        if not self._announced or not os.path.exists(self._announced):  # noqa: PTH110
+            return
+        try:
+            found = EdgeSocket(self._announced, self._timeout_s)
+        except OSError as error:
+            logger.info("exporter %s: edges are read by scrapes: %s: %s", self.url, self._announced, error.strerror)
+            return
+        try:
+            answer = EdgeAnswer.parse(found.ask(), self.name)
+            is_own = answer.start_s == self._start_s(page)
+        except (OSError, ValueError) as error:
+            logger.warning("exporter %s: edges are read by scrapes: %s: %s", self.url, self._announced, error)
+            is_own = False
+        if is_own:
+            self._edge_socket = found
+            self._looks_for_socket = True  # again, if the connection is lost
+        else:
+            found.close()
+
+    def _start_s(self, page: Answer) -> float | None:
+        samples = self.parse(page.body)
+        return next((value for raw, value in samples if raw == catalog.EXPORTER_START.name), None)
 
     def scrape(self) -> Scrape:
         """Request the metrics page and parse it.
@@ -299,6 +376,8 @@ class ExporterClient:
         Raises:
             ExporterUnreachableError: the answer is not an exposition.
         """
+        if answer.is_edge:
+            return self._parse_socket_edge(answer)
         energies: list[tuple[str, dict[str, str], float]] = []
         read_at_s: dict[_Device, float] = {}
         on_request: set[_Device] = set()
@@ -315,13 +394,31 @@ class ExporterClient:
             at_s = read_at_s.get(_device(labels))
             # Without a read timestamp a counter cannot be placed at an edge.
             if at_s is not None:
-                sensor = {name: labels.get(name, "") for name in catalog.SENSOR_LABELS}
                 counters.append(
-                    EdgeCounter(exporter=self.name, scope=scope, energy_joules=energy_joules, read_at_s=at_s, **sensor)
+                    EdgeCounter(
+                        exporter=self.name,
+                        scope=scope,
+                        collector=labels.get("collector", ""),
+                        component=labels.get("component", ""),
+                        device=labels.get("device", ""),
+                        domain=labels.get("domain", ""),
+                        energy_joules=energy_joules,
+                        read_at_s=at_s,
+                    )
                 )
         clock = self._clock(answer, {device: at_s for device, at_s in read_at_s.items() if device in on_request})
         self._last_read_at_s = read_at_s
         return tuple(counters), clock
+
+    def _parse_socket_edge(self, answer: Answer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
+        try:
+            edge = EdgeAnswer.parse(answer.body, self.name)
+        except ValueError as error:
+            raise ExporterUnreachableError(f"exporter {self.url}: {error}") from error
+        if edge.newest_s is None:
+            return edge.counters, None
+        lower_s, upper_s = edge.newest_s - answer.answered_at_s, edge.newest_s - answer.requested_at_s
+        return edge.counters, EdgeClock(exporter=self.name, lower_s=lower_s, upper_s=upper_s)
 
     def _clock(self, answer: Answer, read_at_s: Mapping[_Device, float]) -> EdgeClock | None:
         """Bound the exporter's clock minus the harness's: the newest read was made between request and answer."""
@@ -345,7 +442,9 @@ class ExporterClient:
     def _request(self) -> tuple[int, bytes]:
         if self._connection is None:
             connection: http.client.HTTPConnection
-            if self._tls is not None:
+            if self._path:
+                connection = UnixConnection(self._path, self._timeout_s)
+            elif self._tls is not None:
                 connection = http.client.HTTPSConnection(
                     self._host, self._port, timeout=self._timeout_s, context=self._tls
                 )
@@ -353,13 +452,15 @@ class ExporterClient:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
             self._connection = connection
             connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self._path:
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection.request("GET", self._target, headers=self._headers)
         response = self._connection.getresponse()
         body = response.read(LONGEST_BODY)
         if not response.isclosed():
-            self.close()
+            self._close_http()
             raise OSError(f"the answer is longer than {LONGEST_BODY} bytes")
+        self._announced = response.headers.get(HEADER, self._announced)
         if response.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         return response.status, body

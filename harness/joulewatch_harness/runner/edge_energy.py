@@ -25,8 +25,9 @@ def joules_per_inference(window: Window) -> float | None:
         return None
     joules = 0.0
     for sensor, reading in before.items():
-        between_s = after[sensor].read_at_s - reading.read_at_s
-        difference_joules = after[sensor].energy_joules - reading.energy_joules
+        after_s, after_joules = after[sensor].first
+        between_s = after_s - reading.read_at_s
+        difference_joules = after_joules - reading.energy_joules
         if between_s <= 0.0 or difference_joules < 0.0:
             return None
         joules += difference_joules * window.duration_s / between_s

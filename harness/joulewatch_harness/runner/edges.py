@@ -3,9 +3,10 @@
 An edge is read next to a running measurement, so it is read in two parts:
 
 1. ``EdgeReader.fetch`` sends one request to each exporter, to all of them at the same time, on connections that stay
-   open. ``Bracket`` calls it directly before the start and directly after the end of a window. Sensors whose
-   ``read_mode`` is ``on_request`` are read while the exporter answers: their read timestamps lie between request and
-   answer, which bounds the difference between the exporter's clock and the harness's.
+   open. ``Bracket`` calls it directly before the start and directly after the end of a window. An exporter on this
+   machine waits for the next two refreshes of its counters (``EdgeStep``). Other sensors whose ``read_mode`` is
+   ``on_request`` are read while the exporter answers: their read timestamps lie between request and answer, which
+   bounds the difference between the exporter's clock and the harness's.
 2. ``FetchedEdge.parse`` turns the answers into a record, after the window.
 """
 
@@ -93,7 +94,7 @@ class EdgeReader:
 
 def _fetch(client: ExporterClient) -> Answer:
     try:
-        return client.fetch()
+        return client.fetch_edge()
     except ExporterUnreachableError as error:
         now_s = time.time()
         return Answer(requested_at_s=now_s, answered_at_s=now_s, error=str(error))

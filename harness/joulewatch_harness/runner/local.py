@@ -8,6 +8,7 @@ import re
 import selectors
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -45,7 +46,10 @@ class LocalExporter:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._log_path = folder / LOG_NAME
-        self._command = (*command, "--web.listen-address=127.0.0.1:0", "--exit-on-stdin-close", *flags)
+        self._command = (*command, "--web.listen-address=127.0.0.1:0", "--exit-on-stdin-close")
+        self._flags = tuple(flags)
+        # Not in the run's folder, whose path may be longer than that of a socket may be.
+        self._socket_folder: tempfile.TemporaryDirectory[str] | None = None
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log_thread: threading.Thread | None = None
@@ -76,8 +80,9 @@ class LocalExporter:
             raise ExporterUnreachableError(f"{self._log_path}: cannot be written to: {error.strerror}") from error
         # The exporter ends when its stdin closes, which the kernel does when this process ends, for any reason. In
         # its own session it does not get the terminal's Ctrl-C: the last window still needs its edges.
+        self._socket_folder = tempfile.TemporaryDirectory(prefix="joulewatch-")
         self._process = subprocess.Popen(
-            self._command,
+            (*self._command, f"--web.edge-socket={self._socket_folder.name}/edge.sock", *self._flags),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -113,6 +118,8 @@ class LocalExporter:
         if self._log_thread is not None:
             self._log_thread.join()
         process.stderr.close()
+        if self._socket_folder is not None:
+            self._socket_folder.cleanup()
         self.url = ""
 
     def _wait(self, stderr: IO[bytes], log: IO[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,7 +33,13 @@ def test_the_url_is_read_from_its_output_and_the_log_is_stored(tmp_path: Path) -
     assert exporter.pid is None
     exporter.stop()
     log = (tmp_path / "exporter.log").read_text()
-    assert "'--web.listen-address=127.0.0.1:0', '--exit-on-stdin-close', '--path.sysfs=/x'" in log
+    flags = (
+        r"'--web\.listen-address=127\.0\.0\.1:0', '--exit-on-stdin-close', "
+        r"'--web\.edge-socket=(\S+)', '--path\.sysfs=/x'"
+    )
+    match = re.search(flags, log)
+    assert match is not None
+    assert not Path(match[1]).parent.exists()  # removed with the exporter
     assert "listening on" in log
 
 

@@ -46,9 +46,9 @@ def without_zeros(*items: BudgetItem) -> tuple[BudgetItem, ...]:
 
 
 def counter_items(
-    traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float
+    traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float, stale_edges: int = 2
 ) -> list[BudgetItem]:
-    """Return the components of a counter's readings at both edges.
+    """Return the components of a counter's readings at both edges; ``stale_edges`` of them are not at a refresh.
 
     Either value is up to a refresh period r old. The two ages are independent, and they meet different powers:
     u = r sqrt(P^2 / 6 + 2 / 3 s^2), where s^2 <= (cap - P) (P - floor) is the largest variance of a power between
@@ -59,7 +59,7 @@ def counter_items(
     if batch_s < traits.refresh_s:
         variance *= batch_s / traits.refresh_s
     integrated = traits.resolution_watts > 0
-    half = traits.refresh_s * math.sqrt(power * power + (7 if integrated else 4) * variance)
+    half = traits.refresh_s * math.sqrt((power * power + (7 if integrated else 4) * variance) * stale_edges / 2)
     return [
         budget_item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
         budget_item(

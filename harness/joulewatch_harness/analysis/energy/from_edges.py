@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_item, counter_items, without_zeros
+from joulewatch_harness.analysis.energy.stepped_edges import (
+    LEAST_POWER_DOUBT,
+    StepEdge,
+    after_end,
+    before_start,
+    slack_doubt,
+    time_doubt,
+)
 from joulewatch_harness.analysis.energy.window_energy import (
     POWER_CAP_FACTOR,
     ClockOffset,
@@ -17,9 +24,6 @@ from joulewatch_harness.analysis.energy.window_energy import (
 )
 from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.errors import CoverageError
-
-_LEAST_POWER_DOUBT: Final = 0.2
-"""Smallest relative uncertainty of the power during some milliseconds, however steady it was otherwise."""
 
 
 def energy_from_edges(
@@ -35,6 +39,8 @@ def energy_from_edges(
     settled: bool = True,
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
+
+    If the exporter waited for the counter's refreshes (``EdgeReading.step``), see ``stepped_edges``. Otherwise:
 
     The counter's increase is an upper bound. In the milliseconds between each reading and the window the machine
     was idle, or ran as in the window, or something in between: the mean of the smallest power observed and the power of
@@ -65,14 +71,18 @@ def energy_from_edges(
     """
     check_refresh(window, traits)
     check_restart(restarts_s, start.read_at_s, end.read_at_s)
-    rise = end.joules - start.joules
+    # The first refresh after the end is the nearest to it.
+    end_at_s, end_joules = end.read_at_s, end.joules
+    if end.step is not None:
+        end_at_s, end_joules = end.read_at_s - end.step.span_s, end.step.first_joules
+    rise = end_joules - start.joules
     if rise < 0:
         raise CoverageError(
-            "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end.joules:.6g} J inside the window"
+            "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end_joules:.6g} J inside the window"
         )
     slack_s = (
         window.start_s - (start.read_at_s - start.offset.nominal_s),
-        (end.read_at_s - end.offset.nominal_s) - window.end_s,
+        (end_at_s - end.offset.nominal_s) - window.end_s,
     )
     between_s = window.duration_s + slack_s[0] + slack_s[1]
     if between_s <= window.duration_s / 2:
@@ -91,18 +101,18 @@ def energy_from_edges(
         slack_s = _moved_outside(slack_s, start.offset.half_width_s)
     else:
         clock_half += (start.offset.half_width_s + end.offset.half_width_s) * power
-    joules = rise
-    slack_half = 0.0
-    for slack in slack_s:
-        # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
-        # power between the smallest one observed and the window's.
-        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
-        slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
-    # The extremes are the likely cases: the machine is idle while its counters are read, or it keeps running, with any
-    # power up to twice the mean, at both edges independently.
-    running = (POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
-    slack_standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
-    if not settled:
+    edges = [
+        StepEdge.of(slack, reading, other, power=power, floor=floor, refresh_s=traits.refresh_s)
+        for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
+    ]
+    stale = [edge for edge in edges if edge.step is None]
+    if len(stale) < 2:
+        joules = rise - before_start(edges[0]) - after_end(edges[1])
+        slack_half = math.fsum(map(slack_doubt, edges))
+        slack_standard = math.hypot(*map(slack_doubt, edges)) / math.sqrt(3.0)
+    elif settled:
+        joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
+    else:
         joules = rise - sum(slack_s) * power
         slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * max(cap - power, power - floor)
         slack_standard = slack_half / math.sqrt(3.0)
@@ -116,10 +126,18 @@ def energy_from_edges(
             f"clocks and their mapping, {clock_half / power * 1e3 if power else 0.0:.3g} ms over both edges",
             systematic=True,
         ),
-        *counter_items(traits, window.duration_s, power, floor, cap, batch_s),
+        budget_item(
+            "refresh time",
+            math.fsum(map(time_doubt, edges)),
+            "uniform",
+            "the time of the counter's refresh at either edge",
+            standard_joules=math.hypot(*map(time_doubt, edges)) / math.sqrt(3.0),
+        ),
+        *counter_items(traits, window.duration_s, power, floor, cap, batch_s, len(stale)),
         *accuracy_items(traits, joules),
     )
-    blur = traits.refresh_s * cap + traits.resolution_joules
+    errors_s = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
+    blur = (traits.refresh_s if stale else 0.0) * cap + errors_s * cap + traits.resolution_joules
     return WindowEnergy(
         joules=joules,
         lower_joules=max(lower - blur, 0.0),
@@ -129,6 +147,24 @@ def energy_from_edges(
         duration_s=window.duration_s,
         samples=2,
     )
+
+
+def _between_readings(
+    rise: float, slack_s: tuple[float, float], power: float, floor: float
+) -> tuple[float, float, float]:
+    """Return the energy between two readings without that of the slack, and the slack's half-width and uncertainty."""
+    joules = rise
+    slack_half = 0.0
+    for slack in slack_s:
+        # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
+        # power between the smallest one observed and the window's.
+        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
+        slack_half += abs(slack) * max(power - floor, LEAST_POWER_DOUBT * power) / 2
+    # The extremes are the likely cases: the machine is idle while its counters are read, or it keeps running, with any
+    # power up to twice the mean, at both edges independently.
+    running = (POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
+    standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
+    return joules, slack_half, standard
 
 
 def _largest_slacks(

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.errors import CoverageError
-from joulewatch_harness.records import CalibrationRecord
+from joulewatch_harness.records import CalibrationRecord, EdgeStep
 
 Method = Literal["edges", "history", "power"]
 Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
@@ -85,6 +85,8 @@ class EdgeReading:
     read_at_s: float
     joules: float
     offset: ClockOffset = ClockOffset()
+    step: EdgeStep | None = None
+    """The refreshes up to this reading, if the exporter waited for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

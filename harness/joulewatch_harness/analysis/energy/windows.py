@@ -18,13 +18,13 @@ from joulewatch_harness.analysis.sources.history import Health, History, traits_
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
-from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window, WindowKind
+from joulewatch_harness.records import Edge, EdgeCounter, RunRecord, SensorRecord, Window, WindowKind
 
 LARGEST_UNMEASURED: Final = 0.01
 """Largest share of a window that a counter may miss; above it there is no number."""
 _CLEAN: Final = Health()
-Readings = Mapping[SensorId, tuple[float, float]]
-"""Sensor -> time on the exporter's clock, and joules."""
+Readings = Mapping[SensorId, EdgeCounter]
+"""Sensor -> its counter at an edge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +102,7 @@ def _readings_at(edge: Edge | None, steps: Mapping[str, str]) -> Readings:
     """Return the readings of an edge, without those of a clock that was set."""
     if edge is None or HARNESS in steps:
         return {}
-    return {
-        SensorId.of(counter): (counter.read_at_s, counter.energy_joules)
-        for counter in edge.counters
-        if counter.exporter not in steps
-    }
+    return {SensorId.of(counter): counter for counter in edge.counters if counter.exporter not in steps}
 
 
 def _power_ranges(
@@ -120,14 +116,17 @@ def _power_ranges(
     # On the clock of each exporter.
     last_read_s: dict[SensorId, float] = {}
     for start, end in readings:
-        for sensor, (read_at_s, joules) in end.items():
-            last_read_s[sensor] = max(read_at_s, last_read_s.get(sensor, read_at_s))
-            if sensor in start and read_at_s > start[sensor][0]:
-                powers.setdefault(sensor, []).append((joules - start[sensor][1]) / (read_at_s - start[sensor][0]))
-    for sensor, counter in counters.items():
-        count = int(counter.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
+        for sensor, counter in end.items():
+            last_read_s[sensor] = max(counter.read_at_s, last_read_s.get(sensor, counter.read_at_s))
+            if sensor not in start:
+                continue
+            between_s = counter.read_at_s - start[sensor].read_at_s
+            if between_s > 0:
+                powers.setdefault(sensor, []).append((counter.energy_joules - start[sensor].energy_joules) / between_s)
+    for sensor, samples in counters.items():
+        count = int(samples.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
         if count > 1:
-            slopes = np.diff(counter.values[:count]) / np.diff(counter.times_s[:count])
+            slopes = np.diff(samples.values[:count]) / np.diff(samples.times_s[:count])
             powers.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
     # Below zero the counter restarted, and the power is not known.
     return {sensor: (max(min(watts), 0.0), max(*watts, 0.0)) for sensor, watts in powers.items()}
@@ -226,7 +225,7 @@ def _missing(window: Window, exporter: str) -> str:
 def _measure(
     data: _SensorData,
     span: Span,
-    readings: tuple[tuple[float, float] | None, tuple[float, float] | None],
+    readings: tuple[EdgeCounter | None, EdgeCounter | None],
     missing: str,
     health: Health,
     offsets: Offsets,
@@ -239,8 +238,8 @@ def _measure(
     if start is not None and end is not None:
         try:
             by_edges = energy_from_edges(
-                EdgeReading(*start, offsets.start),
-                EdgeReading(*end, offsets.end),
+                EdgeReading(start.read_at_s, start.energy_joules, offsets.start, start.step),
+                EdgeReading(end.read_at_s, end.energy_joules, offsets.end, end.step),
                 span,
                 data.traits,
                 restarts_s=data.restarts_s,

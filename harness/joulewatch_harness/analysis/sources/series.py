@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 _GAP_FACTOR: Final = 3.0
 """A spacing above this many median spacings is a gap."""
 _SHORTEST_GAP_S: Final = 0.5
-_LOOPBACK: Final = ("127.", "localhost", "[::1]")
+_LOOPBACK: Final = ("127.", "localhost", "[::1]", "unix:")
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)

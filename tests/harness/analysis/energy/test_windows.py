@@ -234,24 +234,30 @@ def test_a_step_of_the_harness_excludes_the_window_for_all_exporters() -> None:
 
 
 def test_the_range_of_power_is_that_between_readings_up_to_the_end_of_the_run() -> None:
-    start, end = {ID: (10.0, 1000.0)}, {ID: (12.0, 1200.0)}
-    low, reset = {ID: (20.0, 50.0)}, {ID: (24.0, 130.0)}
-    pairs = [(start, end), (low, reset), ({}, {ID: (30.0, 9999.0)}), (end, {ID: (12.0, 5000.0)})]
+    def at(read_at_s: float, joules: float) -> dict[SensorId, EdgeCounter]:
+        labels = {
+            name: getattr(ID, name) for name in ("exporter", "scope", "collector", "component", "device", "domain")
+        }
+        return {ID: EdgeCounter(**labels, energy_joules=joules, read_at_s=read_at_s)}
+
+    start, end = at(10.0, 1000.0), at(12.0, 1200.0)
+    low, reset = at(20.0, 50.0), at(24.0, 130.0)
+    pairs = [(start, end), (low, reset), ({}, at(30.0, 9999.0)), (end, at(12.0, 5000.0))]
     empty: dict[SensorId, Series] = {}
     assert _power_ranges(pairs[:1], empty, 99.0) == {ID: (100.0, 100.0)}
     assert _power_ranges(pairs, empty, 99.0) == {ID: (20.0, 100.0)}
-    fallen = [({ID: (10.0, 100.0)}, {ID: (12.0, 90.0)})]
+    fallen = [(at(10.0, 100.0), at(12.0, 90.0))]
     assert _power_ranges(fallen, empty, 99.0) == {ID: (0.0, 0.0)}
     # Only the samples before the last reading at an edge: 30 W and 70 W, not the 500 W after it.
     history = history_of([8.0, 10.0, 11.0, 12.0, 13.0], [0.0, 60.0, 130.0, 160.0, 660.0]).counters
-    assert _power_ranges([({}, {ID: (12.0, 160.0)})], history, 99.0) == {ID: (30.0, 70.0)}
+    assert _power_ranges([({}, at(12.0, 160.0))], history, 99.0) == {ID: (30.0, 70.0)}
     assert _power_ranges([(start, end)], history, 99.0) == {ID: (30.0, 100.0)}
     # A sensor without edges: up to the end of the last window.
     assert _power_ranges([], history, 13.0) == {ID: (30.0, 70.0)}
     assert _power_ranges([], history, 14.0) == {ID: (30.0, 500.0)}
     assert _power_ranges([], history, 10.5) == {ID: (30.0, 30.0)}
     assert _power_ranges([], history, 10.0) == {}
-    assert _power_ranges([({}, {ID: (14.0, 700.0)}), ({}, {ID: (12.0, 160.0)})], history, 99.0) == {ID: (30.0, 500.0)}
+    assert _power_ranges([({}, at(14.0, 700.0)), ({}, at(12.0, 160.0))], history, 99.0) == {ID: (30.0, 500.0)}
 
 
 def test_a_history_without_edges_has_the_powers_of_all_windows() -> None:
