@@ -181,8 +181,8 @@ class FamilyThread:
                     due_ns += poll_ns
                     if due_ns < time.monotonic_ns():
                         due_ns = started_ns + poll_ns  # late by more than a period: do not catch up in a rush
-                self._edge(turn)
-                self._burst(turn)
+                if not self._edge(turn):
+                    self._burst(turn)  # after an edge it would disturb the window that begins there
         finally:
             if not turn.is_abandoned:
                 self.family.close()
@@ -218,12 +218,16 @@ class FamilyThread:
             self._condition.notify_all()
         return is_asked_for
 
-    def _edge(self, turn: Turn) -> None:
-        """If an edge was requested before the last scan, wait for the steps of the counters and publish it."""
+    def _edge(self, turn: Turn) -> bool:
+        """If an edge was requested before the last scan, wait for the steps of the counters and publish it.
+
+        Returns:
+            Whether an edge was requested.
+        """
         with self._condition:
             is_due = self._edges_wanted > self._edges_started and self._finished >= self._edge_scan
             if not is_due or self._latest is None:
-                return
+                return False
             self._edges_started += 1
             turn.busy_since_ns = time.monotonic_ns()
             scan = self._latest
@@ -245,6 +249,7 @@ class FamilyThread:
             self._edges_finished = self._edges_started
             turn.busy_since_ns = 0
             self._condition.notify_all()
+        return True
 
     def _burst(self, turn: Turn) -> None:
         if not self.read_on_scrape or not self.family.wants_burst:

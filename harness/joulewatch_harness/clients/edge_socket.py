@@ -16,6 +16,8 @@ from joulewatch_harness.records import EdgeCounter, EdgeStep
 HEADER: Final = "Joulewatch-Edge-Socket"
 """Header of an answer to a scrape that names the socket."""
 FORMAT: Final = 1
+MISSED: Final = "the exporter was interrupted"
+"""Beginning of ``no_step`` of a counter that may have its refreshes at the next try."""
 
 _REQUEST: Final = b"GET /edge HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _STATUS: Final = re.compile(rb"HTTP/1\.1 200 ")
@@ -111,6 +113,15 @@ class EdgeAnswer:
             return cls(str(data["nodename"]), float(data["start_s"]), counters, max(times_s, default=None))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an edge: {error!r}") from error
+
+    def is_late(self, now_s: float) -> bool:
+        """Return whether a counter's refreshes are more than a refresh before now, or were missed."""
+        return any(
+            counter.no_step.startswith(MISSED)
+            if counter.step is None
+            else now_s - counter.read_at_s > counter.step.span_s
+            for counter in self.counters
+        )
 
 
 def _counter(item: Mapping[str, Any], exporter: str) -> EdgeCounter:

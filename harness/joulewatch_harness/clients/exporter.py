@@ -367,6 +367,15 @@ class ExporterClient:
             for labels in sensors
         )
 
+    def is_late(self, answer: Answer, now_s: float) -> bool:
+        """Return whether the refreshes in an answer are more than a refresh before now, or are missing."""
+        if not answer.is_edge:
+            return False
+        try:
+            return EdgeAnswer.parse(answer.body, self.name).is_late(now_s)
+        except ValueError:
+            return False
+
     def parse_edge(self, answer: Answer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
         """Return the energy counters with their read timestamps, and the bounds of the exporter's clock.
 

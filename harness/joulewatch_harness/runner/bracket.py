@@ -13,6 +13,8 @@ Why in this order:
 * The energy counters are read outside the window, as close to it as possible. The analysis subtracts the energy of the
   milliseconds between a reading and the window and adds their uncertainty ("edge slack"), which is small while they
   are few.
+* The edge at the start is read again if it came late, because nothing has begun yet. The one at the end is not: the
+  counters continue, and a later reading is further from the end.
 * The mapping from monotonic to wall clock is read on both sides, and each edge is converted with the mapping of its
   own side. A wall clock that NTP slews during the window then gives the right time at both edges. The difference
   between the two mappings is stored: if the clock was set in between, the analysis rejects the window.
@@ -27,7 +29,7 @@ If the work raises an exception, nothing more is read: there is no window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, Self, TypedDict, Unpack
+from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.records import Edge, Latency, PhaseTime, Window, WindowKind
@@ -45,6 +47,15 @@ class EdgeSource(Protocol):
     """Reads the energy counters of all exporters; an exporter that does not answer is in ``Edge.missing``."""
 
     def fetch(self) -> UnparsedEdge: ...
+
+
+@runtime_checkable
+class StartSource(Protocol):
+    """An ``EdgeSource`` whose edges may be late."""
+
+    def fetch_start(self) -> UnparsedEdge:
+        """Fetch the edge at the start of a window, and another one if it is late."""
+        ...
 
 
 class WindowContents(TypedDict, total=False):
@@ -90,7 +101,10 @@ class Bracket:
         if self._processors is not None:
             self._start_used = self._processors.read()
         if self._edges is not None:
-            self._start_edge = self._edges.fetch()
+            if isinstance(self._edges, StartSource):
+                self._start_edge = self._edges.fetch_start()
+            else:
+                self._start_edge = self._edges.fetch()
         self.start_ns = self._clock.monotonic_ns()
         return self
 

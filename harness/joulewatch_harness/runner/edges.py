@@ -16,11 +16,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from joulewatch_harness.clients.exporter import Answer, ExporterClient
 from joulewatch_harness.errors import ExporterUnreachableError
 from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter
+
+START_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,13 @@ class FetchedEdge:
     requested_at_s: float
     answered_at_s: float
     answers: tuple[tuple[ExporterClient, Answer], ...]
+
+    def is_late(self, now_s: float) -> bool:
+        """Return whether a window that begins now would begin long after the refreshes of a counter, or without them.
+
+        Then a process was interrupted, and another edge is better.
+        """
+        return any(client.is_late(answer, now_s) for client, answer in self.answers)
 
     def parse(self) -> Edge:
         """Return the edge; an exporter without a counter is in ``missing``, with the reason.
@@ -74,6 +83,14 @@ class EdgeReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def fetch_start(self) -> FetchedEdge:
+        """Fetch the edge at the start of a window: another one, up to twice, if this one is late."""
+        for _ in range(START_TRIES - 1):
+            edge = self.fetch()
+            if not edge.is_late(time.time()):
+                return edge
+        return self.fetch()
 
     def fetch(self) -> FetchedEdge:
         """Send one request to every exporter; an exporter that does not answer is not an error."""

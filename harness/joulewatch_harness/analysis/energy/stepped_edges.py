@@ -6,9 +6,11 @@ A counter has the energy of the moment at its refresh, and between two refreshes
   to the start is computed;
 * at the end, the first refresh after it is known, and the power from there to the next one. Either that power was the
   power since the end, or the one before the end lasted until it changed, at some time after the end. In both cases the
-  refresh before the end and the energy between it and the first one tell which: of the two values that follow from
+  refresh before the end and the energy between it and the first one show which: of the two values that follow from
   either side, it is the smaller if the power fell, and the larger if it rose. So a load that ends with the window, or
   shortly after it, has no error.
+
+If the power changed slowly over the refreshes, its change is believed to continue.
 
 The power is that at the edge, not the window's mean: the power at an edge may be any other one.
 
@@ -25,6 +27,10 @@ from typing import Final, Self
 from joulewatch_harness.analysis.energy.window_energy import EdgeReading
 from joulewatch_harness.records import EdgeStep
 
+SMOOTH: Final = 0.2
+"""A relative difference of the powers in two refreshes in a row above this is a sudden change."""
+MOST_INTERVALS: Final = 3
+"""Refreshes over which a slow change of power is believed to continue."""
 LEAST_POWER_DOUBT: Final = 0.2
 """Smallest relative uncertainty of the power during some milliseconds, however steady it was otherwise."""
 
@@ -67,8 +73,10 @@ def power_of(reading: EdgeReading, refresh_s: float) -> float | None:
 
 def before_start(edge: StepEdge) -> float:
     """Return the energy between the reading at the start and the start."""
-    joules = edge.edge_power * edge.slack_s
-    return joules if edge.step is not None else joules + edge.power * edge.refresh_s / 2
+    if edge.step is None:
+        return edge.slack_s * edge.edge_power + edge.power * edge.refresh_s / 2
+    interval_s = edge.step.span_s or edge.refresh_s
+    return edge.slack_s * (edge.edge_power + _slope(edge, interval_s) * (interval_s + edge.slack_s) / 2)
 
 
 def after_end(edge: StepEdge) -> float:
@@ -77,6 +85,8 @@ def after_end(edge: StepEdge) -> float:
     if edge.step is None:
         return joules - edge.power * edge.refresh_s / 2
     interval_s = edge.step.span_s or edge.refresh_s
+    if slope := _slope(edge, interval_s):
+        return joules - slope * edge.slack_s * (interval_s + edge.slack_s) / 2
     inside_s = interval_s - edge.slack_s
     if not 0 <= inside_s <= interval_s:
         return joules
@@ -87,11 +97,22 @@ def after_end(edge: StepEdge) -> float:
     return min(max(choose(joules, lasted), 0.0), rise)
 
 
+def _slope(edge: StepEdge, interval_s: float) -> float:
+    """Return the change of the power per second over two refreshes; 0 if it changed suddenly, or if they are far."""
+    if edge.step is None or interval_s <= 0 or edge.slack_s > MOST_INTERVALS * interval_s:
+        return 0.0
+    before = (edge.step.first_joules - edge.step.before_joules) / interval_s
+    change = edge.edge_power - before
+    return change / interval_s if abs(change) <= SMOOTH * edge.edge_power else 0.0
+
+
 def slack_doubt(edge: StepEdge) -> float:
     """Return the half-width of the energy between a reading and the window, by its power."""
     if edge.step is None:
         return abs(edge.slack_s) * max(2 * abs(edge.power - edge.edge_power), LEAST_POWER_DOUBT * edge.power)
-    return abs(edge.slack_s) * LEAST_POWER_DOUBT * max(edge.edge_power, edge.power)
+    # A power that differs from the window's may have changed anywhere between the reading and the window.
+    changed = abs(edge.power - edge.edge_power) / 2
+    return abs(edge.slack_s) * max(changed, LEAST_POWER_DOUBT * max(edge.edge_power, edge.power))
 
 
 def time_doubt(edge: StepEdge) -> float:
