@@ -96,8 +96,8 @@ def test_the_local_exporter_is_recorded_and_an_edge_takes_little_time(
                 edges.append(raw.parse())
                 time.sleep(0.003)
             median_s = statistics.median(times_s)
-            # About 2 ms; the limit leaves room for a busy machine.
-            assert median_s < 0.010, f"an edge takes {median_s * 1e3:.2f} ms"
+            # It waits for two refreshes of 10 ms; the limit leaves room for a busy machine.
+            assert median_s < 0.035, f"an edge takes {median_s * 1e3:.2f} ms"
             for edge, took_s in zip(edges, times_s, strict=True):
                 assert not edge.missing
                 (clock,) = edge.clocks

@@ -28,6 +28,7 @@ from joulewatch_exporter.sampling.steps import (
     LONGEST_REFRESH_S,
     MOST_COUNTERS,
     FamilyEdge,
+    Steps,
     Watched,
     await_steps,
 )
@@ -435,8 +436,17 @@ class Family:
                 reasons[index] = "there are too many counters"
             else:
                 watched.append(Watched(index, entry.sensor, state, refresh_s, started_ns))
-        steps, missed = await_steps(watched, turn, self._clock, pause)
-        return FamilyEdge(scan=scan, steps=steps, reasons=reasons | missed, offset_ns=wall_offset_ns(self._clock))
+        await_steps(watched, turn, self._clock, pause)
+        missed = [item for item in watched if not item.steps]
+        return FamilyEdge(
+            scan=scan,
+            steps={
+                item.index: Steps(item.before_joules, item.steps[0], item.steps[-1]) for item in watched if item.steps
+            },
+            readings={item.index: item.reading for item in missed if item.reading is not None},
+            reasons=reasons | {item.index: item.reason or "no step in time" for item in missed},
+            offset_ns=wall_offset_ns(self._clock),
+        )
 
     # -- bursts: how often a sensor's value changes ------------------------------------------------
 

@@ -63,6 +63,8 @@ class FamilyEdge:
     scan: FamilyScan
     steps: Mapping[int, Steps] = field(default_factory=dict)
     """Index in ``scan.layout.infos`` -> steps after the scan."""
+    readings: Mapping[int, Step] = field(default_factory=dict)
+    """Index -> for a counter without steps: a value whose read was not interrupted, and the time of the read."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     """Index -> why a counter has no steps."""
     offset_ns: int = 0
@@ -78,6 +80,7 @@ class Watched:
         "doubt_ns",
         "index",
         "position_joules",
+        "reading",
         "reason",
         "sensor",
         "state",
@@ -99,8 +102,16 @@ class Watched:
         """Start of the last read that returned ``position_joules``; None: it was the scan's, at an unknown time."""
         self.doubt_ns = round(2 * LARGEST_DOUBT * refresh_s * NS_PER_S)
         self.deadline_ns = started_ns + round(MOST_REFRESHES * refresh_s * NS_PER_S)
+        self.reading: Step | None = None
+        """The first read that took a short time; the scan's may have been interrupted before its time was taken."""
         self.steps: list[Step] = []
         self.reason = ""
+
+    def note(self, started_ns: int, ended_ns: int) -> None:
+        """Keep the value as a reading if its read took a short time."""
+        if self.reading is None and 2 * (ended_ns - started_ns) <= self.doubt_ns:
+            half_ns = (ended_ns - started_ns) // 2
+            self.reading = Step(started_ns + half_ns, half_ns, self.total_joules)
 
     def take(self, position_joules: float, started_ns: int, ended_ns: int) -> bool:
         """Process a read of another position; return whether to continue."""
@@ -121,17 +132,16 @@ class Watched:
                 refresh.update(self.unchanged_ns, self.position_joules)
                 refresh.update(ended_ns, position_joules)
             else:
-                self.steps.clear()
                 self.reason = f"the exporter was interrupted for {bracket_ns / 1e6:.2g} ms"
+                if self.steps:
+                    return False  # the one before is good
         self.position_joules = position_joules
         self.total_joules = counter.total_joules
         self.unchanged_ns = started_ns
         return len(self.steps) < 2
 
 
-def await_steps(
-    watched: Sequence[Watched], turn: Turn, clock: Clock, pause: Callable[[], bool]
-) -> tuple[dict[int, Steps], dict[int, str]]:
+def await_steps(watched: Sequence[Watched], turn: Turn, clock: Clock, pause: Callable[[], bool]) -> None:
     """Read counters in turn until each has two steps or its time is over.
 
     Args:
@@ -140,8 +150,6 @@ def await_steps(
         clock: Its monotonic clock is read between any two reads.
         pause: Called after each round; it may take time for something more urgent. The wait ends when it returns false.
 
-    Returns:
-        The steps by index, and why the other counters have none.
     """
     now = clock.monotonic_ns
     pending = list(watched)
@@ -163,9 +171,7 @@ def await_steps(
                     pending.remove(counter)
             elif position_joules is None or not counter.take(position_joules, started_ns, ended_ns):
                 pending.remove(counter)
+            counter.note(started_ns, ended_ns)
             started_ns = ended_ns
         if not pause():
             break
-    steps = {item.index: Steps(item.before_joules, item.steps[0], item.steps[-1]) for item in watched if item.steps}
-    reasons = {item.index: item.reason or "no step in time" for item in watched if not item.steps}
-    return steps, reasons

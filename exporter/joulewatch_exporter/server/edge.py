@@ -41,6 +41,9 @@ def _counters(edge: FamilyEdge) -> Iterator[dict[str, Any]]:
         counter = {**_labels(scan.collector, info), "on_request": info.read_mode == "on_request"}
         if (steps := edge.steps.get(index)) is not None:
             yield {**counter, **_step(steps, edge.offset_ns)}
+        elif (reading := edge.readings.get(index)) is not None:
+            at_s = (reading.at_ns + edge.offset_ns) / NS_PER_S
+            yield {**counter, "joules": reading.joules, "read_at_s": at_s, "no_step": edge.reasons[index]}
         else:
             yield {**counter, "joules": joules, "read_at_s": at_s, "no_step": edge.reasons.get(index, "")}
 

@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=MLPERF,
         help="windows of at least 60 s and 3 rounds, as MLPerf Power requires (same as --preset mlperf)",
     )
-    how.add_argument("--window", type=number(), metavar="SECONDS", help="length of a measurement window (minimum 0.5)")
+    how.add_argument("--window", type=number(), metavar="SECONDS", help="length of a measurement window (minimum 0.02)")
     rounds = how.add_mutually_exclusive_group()
     rounds.add_argument(
         "--max-uncertainty",

@@ -14,7 +14,10 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.scenario import OFFLINE, Scenario
 from joulewatch_harness.records import Configuration, encode
 
-MINIMUM_WINDOW_S: Final = 0.5
+MINIMUM_WINDOW_S: Final = 0.02
+"""20 refreshes of the fastest counters (RAPL)."""
+MODEL_WINDOW_S: Final = 0.5
+"""Shortest window without a sensor that has a refresh period."""
 MLPERF_WINDOW_S: Final = 60.0
 """MLPerf Power requires windows of at least 60 s."""
 MINIMUM_BATCHES: Final = 10

@@ -14,7 +14,7 @@ from typing import Final
 
 from joulewatch_harness.plan.plan import (
     MINIMUM_ROUNDS,
-    MINIMUM_WINDOW_S,
+    MODEL_WINDOW_S,
     PHASE_COST_PAIRS,
     PHASE_COST_S,
     PHASE_PASS_S,
@@ -71,13 +71,14 @@ Step = IdleStep | LoadStep | MeasureStep | PhaseStep
 
 
 def window_length_s(plan: Plan, refresh_s: float | None) -> float:
-    """Return the length of a window: the plan's, at least 0.5 s and 20 refresh periods, at most ``max_window_s``.
+    """Return the length of a window: the plan's, at least 20 refresh periods, at most ``max_window_s``.
 
     Args:
         plan: The plan.
-        refresh_s: Refresh period of the slowest sensor in the sum; None: unknown.
+        refresh_s: Refresh period of the slowest sensor in the sum; None: none, and windows last 0.5 s at least.
     """
-    least = max(plan.window_s, MINIMUM_WINDOW_S, REFRESHES_PER_WINDOW * (refresh_s or 0.0))
+    shortest_s = MODEL_WINDOW_S if refresh_s is None else REFRESHES_PER_WINDOW * refresh_s
+    least = max(plan.window_s, shortest_s)
     return min(least, plan.max_window_s)
 
 

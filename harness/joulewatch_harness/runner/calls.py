@@ -14,7 +14,10 @@ from joulewatch_harness.runner.drivers import Driver, OfflineDriver
 
 CALL_S: Final = 0.075
 """Target length of a call of ``run``: long compared with the cost of a call, short enough for Ctrl-C."""
-CALL_RANGE_S: Final = (0.05, 0.1)
+CALL_RANGE: Final = (2 / 3, 4 / 3)
+"""Times of the target length."""
+CALLS_PER_WINDOW: Final = 4
+"""A window has at least this many calls, so that a short one is not much longer than the plan's."""
 LARGEST_GROWTH: Final = 4
 """A call has at most four times the batches of the one before, which may have been short by chance."""
 
@@ -91,12 +94,12 @@ class Span:
         return self.batches / self.duration_s
 
 
-def run_span(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
-    """Run in the configuration's scenario until ``enough`` or until the user stops the run.
+def run_span(context: RunContext, cell: Cell, phases: Phases, enough: Enough, call_s: float = CALL_S) -> Span:
+    """Run in the configuration's scenario, in calls of about ``call_s``, until ``enough`` or the user stops the run.
 
     Stores the time per batch in the cell, unless queries arrive at a given rate.
     """
-    return _run(context, cell, cell.loaded.driver, cell.loaded.scenario, phases, enough)
+    return _run(context, cell, cell.loaded.driver, cell.loaded.scenario, phases, enough, call_s)
 
 
 def run_offline(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
@@ -104,12 +107,20 @@ def run_offline(context: RunContext, cell: Cell, phases: Phases, enough: Enough)
     return _run(context, cell, OfflineDriver(cell.loaded.network), Scenario(), phases, enough)
 
 
-def _run(context: RunContext, cell: Cell, driver: Driver, scenario: Scenario, phases: Phases, enough: Enough) -> Span:
+def _run(
+    context: RunContext,
+    cell: Cell,
+    driver: Driver,
+    scenario: Scenario,
+    phases: Phases,
+    enough: Enough,
+    target_s: float = CALL_S,
+) -> Span:
     clock, tick, stop, marks = context.clock.monotonic_ns, context.reporter.tick, context.stop, phases.batch_ends_ns
     # A server waits for queries: the time to the next query counts, not the time that a query takes.
     batch_s = max(cell.batch_s, 1 / scenario.rate_per_s) if scenario.rate_per_s else cell.batch_s
     fewest = cell.loaded.concurrency if scenario.name == OFFLINE else 1
-    count = max(fewest, round(CALL_S / batch_s)) if batch_s > 0.0 else fewest
+    count = max(fewest, round(target_s / batch_s)) if batch_s > 0.0 else fewest
     now_ns = clock()
     span = Span(start_ns=now_ns, end_ns=now_ns)
     while not stop.requested:
@@ -124,8 +135,8 @@ def _run(context: RunContext, cell: Cell, driver: Driver, scenario: Scenario, ph
         if enough(span.batches, (end_ns - span.start_ns) * 1e-9):
             break
         call_s = (end_ns - start_ns) * 1e-9
-        if not CALL_RANGE_S[0] <= call_s <= CALL_RANGE_S[1]:
-            count = max(fewest, min(LARGEST_GROWTH * count, round(count * CALL_S / max(call_s, 1e-9))))
+        if not CALL_RANGE[0] * target_s <= call_s <= CALL_RANGE[1] * target_s:
+            count = max(fewest, min(LARGEST_GROWTH * count, round(count * target_s / max(call_s, 1e-9))))
         tick()
     if span.batches and not scenario.rate_per_s:
         cell.batch_s = max(span.duration_s / span.batches, 1e-9)

@@ -20,7 +20,7 @@ from joulewatch_harness.plan.plan import MINIMUM_BATCHES, PHASES_INLINE, REFRESH
 from joulewatch_harness.plan.scenario import is_overloaded
 from joulewatch_harness.plan.steps import MeasureStep
 from joulewatch_harness.records import Window
-from joulewatch_harness.runner.calls import Cell, Span, run_offline, run_span
+from joulewatch_harness.runner.calls import CALL_S, CALLS_PER_WINDOW, Cell, Span, run_offline, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency, phase_times
 from joulewatch_harness.runner.power import PowerMeter
@@ -60,6 +60,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
             lambda batches, elapsed_s: (
                 (elapsed_s >= step.window_s and batches >= MINIMUM_BATCHES) or elapsed_s >= plan.max_window_s
             ),
+            min(CALL_S, step.window_s / CALLS_PER_WINDOW),
         )
     interrupted = context.stop.requested
     if interrupted and span.batches == 0:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Reading, SensorInfo
 from joulewatch_exporter.sampling.quantity import QuantityState
-from joulewatch_exporter.sampling.steps import LARGEST_DOUBT, Steps, Watched, await_steps
+from joulewatch_exporter.sampling.steps import LARGEST_DOUBT, Watched, await_steps
 from joulewatch_exporter.threads import Turn
 from support.clock import FakeClock
 from support.fake_family import info
@@ -47,7 +47,7 @@ class SteppingSensor:
         return (Reading(self.infos[0].quantity, self.clock.now_ns, joules, None),)
 
 
-def watch(sensor: SteppingSensor, wait_ns: int = 0, pause_ns: int = 0) -> tuple[dict[int, Steps], dict[int, str]]:
+def watch(sensor: SteppingSensor, wait_ns: int = 0, pause_ns: int = 0) -> Watched:
     """Scan the sensor ``wait_ns`` after a step, then await its steps."""
     clock = sensor.clock
     clock.now_ns = 1_000 * REFRESH_NS + wait_ns
@@ -62,26 +62,34 @@ def watch(sensor: SteppingSensor, wait_ns: int = 0, pause_ns: int = 0) -> tuple[
         clock.now_ns += pause_ns
         return True
 
-    return await_steps([Watched(0, sensor, state, REFRESH_NS / 1e9, clock.now_ns)], Turn(), clock, pause)
+    watched = Watched(0, sensor, state, REFRESH_NS / 1e9, clock.now_ns)
+    await_steps([watched], Turn(), clock, pause)
+    return watched
 
 
-def check(steps: Steps, sensor: SteppingSensor) -> None:
+def check(watched: Watched, sensor: SteppingSensor) -> None:
     """Check that a refresh was within each error, and that the total is that of the refresh."""
-    for step in {steps.first, steps.last}:
+    for step in watched.steps:
         refresh = round(step.at_ns / REFRESH_NS)
         assert abs(step.at_ns - refresh * REFRESH_NS) <= step.error_ns <= LARGEST_DOUBT * REFRESH_NS
         assert step.joules == pytest.approx(refresh * JOULES_PER_REFRESH - sensor.first_joules)
-    assert steps.before_joules == pytest.approx(steps.first.joules - JOULES_PER_REFRESH)
+    if watched.steps:
+        assert watched.before_joules == pytest.approx(watched.steps[0].joules - JOULES_PER_REFRESH)
+    if watched.reading is not None:
+        times_ns = (watched.reading.at_ns - watched.reading.error_ns, watched.reading.at_ns + watched.reading.error_ns)
+        first, last = (time_ns // REFRESH_NS * JOULES_PER_REFRESH - sensor.first_joules for time_ns in times_ns)
+        assert first - 1e-6 <= watched.reading.joules <= last + 1e-6
 
 
 def test_two_steps_in_a_row_have_the_time_and_the_energy_of_the_refreshes() -> None:
     sensor = SteppingSensor(FakeClock())
-    steps, reasons = watch(sensor, wait_ns=400_000)
-    check(steps[0], sensor)
-    assert steps[0].last.at_ns - steps[0].first.at_ns == pytest.approx(REFRESH_NS, abs=2 * READ_NS)
-    assert steps[0].first.at_ns == pytest.approx(1_001 * REFRESH_NS, abs=2 * READ_NS)
-    assert steps[0].first.error_ns == READ_NS
-    assert reasons == {}
+    watched = watch(sensor, wait_ns=400_000)
+    check(watched, sensor)
+    first, last = watched.steps
+    assert last.at_ns - first.at_ns == pytest.approx(REFRESH_NS, abs=2 * READ_NS)
+    assert first.at_ns == pytest.approx(1_001 * REFRESH_NS, abs=2 * READ_NS)
+    assert first.error_ns == READ_NS
+    assert watched.reason == ""
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["before the value is sampled", "after it"])
@@ -89,10 +97,18 @@ def test_a_read_that_is_interrupted_for_a_refresh_is_no_step(place: int) -> None
     """The time of such a read looks exact, and is off by a whole refresh."""
     stalls = [(0, 0)] * 50 + [(1_050_000, 0) if place == 0 else (0, 1_050_000)]
     sensor = SteppingSensor(FakeClock(), stalls_ns=stalls)
-    steps, reasons = watch(sensor)
-    for found in steps.values():
-        check(found, sensor)
-    assert steps or "interrupted" in reasons[0]
+    watched = watch(sensor)
+    check(watched, sensor)
+    assert "interrupted" in watched.reason
+    assert watched.reading is not None
+
+
+def test_a_step_is_kept_if_the_next_one_is_missed() -> None:
+    stalls = [(0, 0)] * 400 + [(1_500_000, 0)]
+    sensor = SteppingSensor(FakeClock(), stalls_ns=stalls)
+    watched = watch(sensor, wait_ns=100_000)
+    check(watched, sensor)
+    assert len(watched.steps) == 1
 
 
 @given(
@@ -101,10 +117,8 @@ def test_a_read_that_is_interrupted_for_a_refresh_is_no_step(place: int) -> None
 )
 def test_no_interruption_puts_a_step_at_a_wrong_time(wait_ns: int, stalls_ns: list[tuple[int, int]]) -> None:
     sensor = SteppingSensor(FakeClock(), stalls_ns=stalls_ns)
-    steps, reasons = watch(sensor, wait_ns=wait_ns)
-    for found in steps.values():
-        check(found, sensor)
-    assert steps.keys() | reasons.keys() == {0}
+    watched = watch(sensor, wait_ns=wait_ns)
+    check(watched, sensor)
 
 
 def test_the_wait_ends_after_two_refreshes_of_a_counter_that_stands_still() -> None:
@@ -114,21 +128,19 @@ def test_the_wait_ends_after_two_refreshes_of_a_counter_that_stands_still() -> N
         def read(self) -> Sequence[Reading]:
             return (super().read()[0]._replace(energy_joules=5.0),)
 
-    steps, reasons = watch(Frozen(clock))
-    assert steps == {}
-    assert reasons == {0: "no step in time"}
+    watched = watch(Frozen(clock))
+    assert (watched.steps, watched.reason) == ([], "")
     assert clock.now_ns <= 1_000 * REFRESH_NS + 2.3 * REFRESH_NS
 
 
 def test_a_read_that_fails_ends_the_wait() -> None:
-    steps, reasons = watch(SteppingSensor(FakeClock(), error_at=1))
-    assert steps == {}
-    assert reasons == {0: "EIO"}
+    watched = watch(SteppingSensor(FakeClock(), error_at=1))
+    assert (watched.steps, watched.reason) == ([], "EIO")
 
 
 def test_a_scrape_in_between_widens_the_error_of_the_step() -> None:
     """A scrape is answered between two reads; a step that happens meanwhile is known to within its duration."""
     sensor = SteppingSensor(FakeClock())
-    steps, _ = watch(sensor, wait_ns=100_000, pause_ns=90_000)
-    check(steps[0], sensor)
-    assert steps[0].first.error_ns > 40_000
+    watched = watch(sensor, wait_ns=100_000, pause_ns=90_000)
+    check(watched, sensor)
+    assert watched.steps[0].error_ns > 40_000

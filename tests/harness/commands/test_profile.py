@@ -111,7 +111,7 @@ def test_an_exporter_under_two_names_or_addresses_is_an_error() -> None:
         (["--option", "threads"], "must be KEY=VALUE"),
         (["--preset", "fast"], "preset: unknown value 'fast'"),
         (["--rounds", "1"], "rounds: must be an integer >= 3, got 1"),
-        (["--window", "0.2"], "window_s: must be a number >= 0.5 (seconds), got 0.2"),
+        (["--window", "0.01"], "window_s: must be a number >= 0.02 (seconds), got 0.01"),
         (["--rounds", "x"], "argument --rounds"),
         (["plan.yaml"], "plan.yaml: cannot be read: No such file"),
         (["bad.yaml"], "bad.yaml: unknown key 'batchsizes'; did you mean batch_sizes"),
