@@ -117,6 +117,34 @@ class MarksOnly(Phases):
         return outputs
 
 
+class TimedPhases(Phases):
+    """Also records when each phase began and ended, to assign energy to the phases."""
+
+    __slots__ = ("times_ns",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times_ns: dict[str, array[int]] = {}
+        """phase -> start and end of each span, one after the other"""
+
+    def add(self, name: str, t0_ns: int, t1_ns: int) -> None:
+        """Record one span of a phase."""
+        super().add(name, t0_ns, t1_ns)
+        times_ns = self.times_ns.setdefault(name, array("q"))
+        times_ns.append(t0_ns)
+        times_ns.append(t1_ns)
+
+    def repeat(self, batches: int, launch: Callable[[], Outputs]) -> Outputs | None:
+        """Launch batches, and record each of them."""
+        outputs = None
+        for _ in range(batches):
+            start_ns = time.monotonic_ns()
+            outputs = launch()
+            self.add("execute", start_ns, time.monotonic_ns())
+            self.batch()
+        return outputs
+
+
 @runtime_checkable
 class Network(Protocol):
     """A network under test, loaded once, prepared for each batch size, run many times."""

@@ -359,6 +359,26 @@ class PhaseTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhasePowers:
+    """The power of one sensor in each phase, fitted to its refreshes in a phase window."""
+
+    exporter: str
+    scope: str
+    collector: str
+    component: str
+    device: str
+    domain: str
+    watts: Mapping[str, float]
+    """Phase -> mean power while it lasts; a phase that took almost no time is missing."""
+    standard_watts: Mapping[str, float]
+    """Phase -> standard uncertainty."""
+    mean_watts: float
+    """Over the whole window."""
+    intervals: int
+    """Number of intervals between refreshes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorTime:
     """Processor time that was used during a window, on the harness's machine."""
 
@@ -405,6 +425,8 @@ class Window:
     """Units of work other than inferences -> their number, such as ``output_tokens``."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Facts from ``describe`` in a ``prepare`` window that changed since loading, such as the state of the tuning."""
+    phase_powers: tuple[PhasePowers, ...] = ()
+    """Of a phase window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

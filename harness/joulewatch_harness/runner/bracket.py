@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
-from joulewatch_harness.records import Edge, Latency, PhaseTime, Window, WindowKind
+from joulewatch_harness.records import Edge, Latency, PhasePowers, PhaseTime, Window, WindowKind
 from joulewatch_harness.runner.clocks import ClockMapping
 from joulewatch_harness.runner.processor_time import ProcessorReading, ProcessorSource, used_between
 
@@ -71,6 +71,7 @@ class WindowContents(TypedDict, total=False):
     flags: tuple[str, ...]
     counts: Mapping[str, float]
     details: Mapping[str, str]
+    phase_powers: tuple[PhasePowers, ...]
 
 
 class Bracket:
@@ -129,6 +130,11 @@ class Bracket:
         return self.duration_ns * 1e-9
 
     @property
+    def start_s(self) -> float:
+        """Unix time of the start."""
+        return self._start_mapping.unix_s(self.start_ns)
+
+    @property
     def clock_step_s(self) -> float:
         """Change of the wall clock relative to the monotonic clock during the window."""
         return (self._end_mapping.offset_ns - self._start_mapping.offset_ns) * 1e-9
@@ -141,7 +147,7 @@ class Bracket:
             run=run,
             index=index,
             kind=kind,
-            start_s=self._start_mapping.unix_s(self.start_ns),
+            start_s=self.start_s,
             end_s=self._end_mapping.unix_s(self.end_ns),
             duration_s=self.duration_s,
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),

@@ -1,4 +1,4 @@
-"""The phase pass: measure the phases of one cell, and the cost of recording them.
+"""The phase pass: measure the phases of one cell, their power, and the cost of recording them.
 
 The energy windows record no phases, so their results do not contain that cost.
 """
@@ -6,12 +6,13 @@ The energy windows record no phases, so their results do not contain that cost.
 from __future__ import annotations
 
 from joulewatch_harness.gum import mean, standard_error, student_factor
-from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.network import MarksOnly, Phases, TimedPhases
 from joulewatch_harness.plan.plan import PHASE_COST_PAIRS, PHASE_COST_S, PHASE_PASS_S
 from joulewatch_harness.runner.calls import Cell, run_offline, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency, phase_times
 from joulewatch_harness.runner.measuring import settle
+from joulewatch_harness.runner.phase_power import CounterTrace, phase_powers
 from joulewatch_harness.runner.setup import prepare
 
 
@@ -28,11 +29,16 @@ def phase_pass(context: RunContext, cell: Cell) -> str:
     prepare(context, cell)
     settle(context, cell)
     context.log.window_opened("phase", cell.name, cell.batch_size)
-    phases = Phases()
+    phases = TimedPhases()
     cell.loaded.driver.begin(f"{context.plan.seed}/{cell.name}/{cell.batch_size}/phases")
-    with context.bracket_without_edges() as bracket:
+    trace = CounterTrace(context.edges)
+    with trace, context.bracket_without_edges() as bracket:
         span = run_span(context, cell, phases, lambda _batches, elapsed_s: elapsed_s >= PHASE_PASS_S)
     context.stop.check()
+    times = phase_times(phases, bracket.duration_ns, span.batches)
+    powers = phase_powers(
+        trace.steps(), phases, times, start_ns=bracket.start_ns, end_ns=bracket.end_ns, start_s=bracket.start_s
+    )
     context.log.window(
         bracket,
         "phase",
@@ -40,7 +46,8 @@ def phase_pass(context: RunContext, cell: Cell) -> str:
         batch_size=cell.batch_size,
         batches=span.batches,
         latency=latency(span.calls, phases.batch_ends_ns, phases.latencies_ns),
-        phases=phase_times(phases, bracket.duration_ns, span.batches),
+        phases=times,
+        phase_powers=powers,
         counts=phases.counts,
     )
     change, expanded = recording_cost(context, cell)

@@ -124,11 +124,17 @@ class Worker:
         """Begin a span of calls."""
         self._driver.begin(seed)
 
-    def do_run(self, batches: int, recorded: bool, driven: bool) -> tuple[int, int, int, dict[str, Any]]:
-        """Run batches; return start, end, waiting time of the last query, and everything recorded meanwhile."""
-        from joulewatch_harness.network import MarksOnly, Phases
+    def do_run(self, batches: int, recorded: str, driven: bool) -> tuple[int, int, int, dict[str, Any]]:
+        """Run batches; return start, end, waiting time of the last query, and everything recorded meanwhile.
 
-        phases = Phases() if recorded else MarksOnly()
+        Args:
+            batches: Their number.
+            recorded: Name of the class that records: ``MarksOnly``, ``Phases`` or ``TimedPhases``.
+            driven: Whether the scenario's driver runs them.
+        """
+        from joulewatch_harness import network
+
+        phases = getattr(network, recorded)()
         run = self._driver.run if driven else self._network.run
         start_ns = time.monotonic_ns()
         run(batches, phases)

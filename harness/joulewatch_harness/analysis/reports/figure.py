@@ -1,6 +1,7 @@
 """Figure of a run: energy per inference and throughput over batch size, one line per configuration.
 
-Below, the share of the time per phase, for each configuration whose batches have phases other than the execution.
+Below, the share of the time per phase, for each configuration whose batches have phases other than the execution; the
+right half of a bar is the share of the energy, where it is known.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from joulewatch_harness.analysis.reports.figure_parts import (
     set_ticks,
     wrapped,
 )
-from joulewatch_harness.analysis.results.model import OTHER_PHASE, Estimate, GroupResult, RunResult
+from joulewatch_harness.analysis.results.model import OTHER_PHASE, TOTAL, Estimate, GroupResult, RunResult
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
 from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
 from joulewatch_harness.errors import ConfigError
@@ -44,6 +45,8 @@ _PHASE_INCHES: Final = 0.95
 _PHASE_COLOURS: Final = {EXECUTE_PHASE: "#009E73", IDLE_PHASE: "#E4E4E4", OTHER_PHASE: "#A8A8A8"}
 _BAR_OCTAVES: Final = 0.32
 """Half the width of a bar."""
+UNRESOLVED: Final = "not resolved"
+UNRESOLVED_COLOUR: Final = "#F2F2F2"
 
 
 def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
@@ -137,31 +140,50 @@ def _draw_phases(result: RunResult, names: Mapping[str, str], panels: list[Any])
     handles: dict[str, Any] = {}
     for (name, heading), axes in zip(names.items(), panels, strict=True):
         for group in _groups_with_phases(result, name):
-            below = 0.0
-            # The execution is at the bottom, so that its share can be read from the axis.
-            for phase in sorted(group.phases, key=lambda phase: phase.name != EXECUTE_PHASE):
-                half = 2.0**_BAR_OCTAVES
-                percent = 100 * phase.share.value
-                bar = axes.bar(
-                    group.batch_size / half,
-                    percent,
-                    group.batch_size * (half - 1 / half),
-                    below,
-                    align="edge",
-                    color=colours[phase.name],
-                    edgecolor="white",
-                    linewidth=0.4,
-                )
-                bar.set_label(phase.name)
-                handles.setdefault(phase.name, bar)
-                below += percent
+            half = 2.0**_BAR_OCTAVES
+            energies = _energy_shares(group)
+            bars = [({phase.name: phase.share.value for phase in group.phases}, 1 / half, 1.0 if energies else half)]
+            if energies:
+                bars.append((energies, 1.0, half))
+            for shares, left, right in bars:
+                below = 0.0
+                # The execution is at the bottom, so that its share can be read from the axis.
+                for phase in sorted(shares, key=lambda phase: phase != EXECUTE_PHASE):
+                    percent = 100 * shares[phase]
+                    bar = axes.bar(
+                        group.batch_size * left,
+                        percent,
+                        group.batch_size * (right - left),
+                        below,
+                        align="edge",
+                        color=colours.get(phase, UNRESOLVED_COLOUR),
+                        edgecolor="white",
+                        linewidth=0.4,
+                    )
+                    bar.set_label(phase)
+                    handles.setdefault(phase, bar)
+                    below += percent
         axes.set_ylim(0, 100)
         axes.set_yticks([0, 50, 100])
-        axes.set_ylabel("Time [%]")
+        has_energy = any(map(_energy_shares, _groups_with_phases(result, name)))
+        axes.set_ylabel("Time | energy [%]" if has_energy else "Time [%]")
         axes.annotate(
             heading, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=8, color="#222222"
         )
     return list(handles.values())
+
+
+def _energy_shares(group: GroupResult) -> dict[str, float]:
+    """Return the share of each phase in the energy of all devices, else of the first component that resolves some."""
+    names = [TOTAL, *(component.name for component in group.components)]
+    for name in names:
+        joules = {phase.name: phase.energies[name].value for phase in group.phases if name in phase.energies}
+        if joules:
+            if name in group.unresolved_phases:
+                joules[UNRESOLVED] = max(group.unresolved_phases[name].value, 0.0)
+            whole = sum(joules.values())
+            return {phase: value / whole for phase, value in joules.items()}
+    return {}
 
 
 def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[str]:

@@ -110,7 +110,15 @@ def phases_section(result: RunResult) -> Markup:
             tag("ul", *legend, class_="legend"),
         ]
     if parts:
-        parts.append(tag("p", "Phases have no energy: they are shorter than a sensor's refresh.", class_="notes"))
+        rows, exponent, letter = to_text.phase_energy_rows(result)
+        if rows:
+            caption = (
+                f"Energy per phase, {letter}J per inference, gross (n.r.: not resolved; rest: all of these together)"
+            )
+            energy_columns = to_text.phase_energy_columns(rows, 10.0**-exponent)
+            parts.append(make_table(caption, energy_columns, rows, lambda row: row[0].configuration.name))
+        else:
+            parts.append(tag("p", to_text.NO_PHASE_ENERGY, class_="notes"))
     return join(*parts)
 
 

@@ -218,7 +218,13 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
             for count in group.counts
         },
         "phases": [
-            {"name": phase.name, "share": estimate_document(phase.share, "1"), "per_batch_s": phase.per_batch_s}
+            {
+                "name": phase.name,
+                "share": estimate_document(phase.share, "1"),
+                "per_batch_s": phase.per_batch_s,
+                "energy": {name: estimate_document(energy, "J") for name, energy in phase.energies.items()},
+            }
             for phase in group.phases
         ],
+        "unresolved_phases": {name: estimate_document(energy, "J") for name, energy in group.unresolved_phases.items()},
     }

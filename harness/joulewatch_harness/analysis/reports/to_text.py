@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, paragraph, paragraphs
 from joulewatch_harness.analysis.results.audit.findings import Finding
@@ -41,6 +41,9 @@ METHOD_TEXTS: Final = {
     "unknown": "method UNKNOWN",
 }
 _MOST_NAMES: Final = 6
+NO_PHASE_ENERGY: Final = "No energy per phase: no counter was read at its refreshes, or none resolves a phase."
+PhaseEnergyRow: TypeAlias = tuple[GroupResult, str]
+"""A group, and the component (or the total) whose energy is shown."""
 
 
 def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool = False) -> str:
@@ -314,8 +317,55 @@ def _phase_lines(result: RunResult, width: int) -> list[str]:
     for name in dict.fromkeys(group.configuration.name for group in result.groups if has_phases(group)):
         groups = [group for group in result.groups if group.configuration.name == name and group.phases]
         lines += [*([""] if lines else []), *Table(_phase_columns(groups), groups, _configuration).lines(width)]
-    heading = "Share of the time per phase, % (no energy: phases are shorter than a sensor's refresh)"
-    return ["", *paragraph(heading, width), *lines] if lines else []
+    if not lines:
+        return []
+    shares = ["", *paragraph("Share of the time per phase, %", width), *lines]
+    return [*shares, *_phase_energy_lines(result, width)]
+
+
+def _phase_energy_lines(result: RunResult, width: int) -> list[str]:
+    """Return the energy per phase."""
+    rows, exponent, letter = phase_energy_rows(result)
+    if not rows:
+        return ["", *paragraph(NO_PHASE_ENERGY, width)]
+    heading = f"Energy per phase, {letter}J per inference, gross (n.r.: not resolved; rest: all of these together)"
+    table = Table(phase_energy_columns(rows, 10.0**-exponent), rows, lambda row: row[0].configuration.name)
+    return ["", *paragraph(heading, width), *table.lines(width)]
+
+
+def phase_energy_rows(result: RunResult) -> tuple[list[PhaseEnergyRow], int, str]:
+    """Return groups with the total, or the components that resolve phases, and the prefix of the unit."""
+    rows = [
+        (group, name)
+        for group in result.groups
+        for name in (TOTAL, *(component.name for component in group.components))
+        if has_phases(group) and any(name in phase.energies for phase in group.phases)
+    ]
+    with_total = {id(group) for group, name in rows if name == TOTAL}
+    rows = [(group, name) for group, name in rows if name == TOTAL or id(group) not in with_total]
+    values = [phase.energies[name].value for group, name in rows for phase in group.phases if name in phase.energies]
+    return rows, *prefix_for(values)
+
+
+def phase_energy_columns(rows: Sequence[PhaseEnergyRow], scale: float) -> list[Column[PhaseEnergyRow]]:
+    """Return the columns of the energies per phase."""
+
+    def phase(wanted: str, priority: int) -> Column[PhaseEnergyRow]:
+        def cell(row: PhaseEnergyRow) -> str | None:
+            found = next((phase for phase in row[0].phases if phase.name == wanted), None)
+            return None if found is None else _estimate_cell(found.energies.get(row[1]), scale) or "n.r."
+
+        return Column(wanted, cell, priority=priority)
+
+    names = dict.fromkeys(phase.name for group, _ in rows for phase in group.phases)
+    columns: list[Column[PhaseEnergyRow]] = [
+        Column("batch", lambda row: row[0].batch_size),
+        Column("of", lambda row: row[1], text=True),
+    ]
+    columns += [phase(name, priority) for priority, name in enumerate(names)]
+    if any(name in group.unresolved_phases for group, name in rows):
+        columns.append(Column("rest", lambda row: _estimate_cell(row[0].unresolved_phases.get(row[1]), scale)))
+    return columns
 
 
 def _outside_execution(group: GroupResult) -> float | None:

@@ -156,17 +156,16 @@ class CountResult:
     net: Estimate | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseShare:
-    """Share of the time that a batch spends in one phase.
-
-    Phases have no energy: most are far shorter than a sensor's refresh period, and their start times are not kept.
-    """
+    """Share of the time that a batch spends in one phase, and its energy where the sensors resolve it."""
 
     name: str
     share: Estimate
     """Share of the time in all phases including ``other``, which is the window's length unless batches overlap."""
     per_batch_s: float
+    energies: Mapping[str, Estimate] = field(default_factory=dict)
+    """Component or total -> joules per inference; missing where they are not resolved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +238,9 @@ class GroupResult:
     """Other units of work that the network counted."""
     phases: tuple[PhaseShare, ...] = ()
     """Shares of the time, from the windows themselves or from a separate pass."""
+    unresolved_phases: Mapping[str, Estimate] = field(default_factory=dict)
+    """Component or total -> joules per inference of all phases without an energy; with those of the other phases they
+    add up to the gross energy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

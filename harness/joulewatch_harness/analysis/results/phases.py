@@ -53,7 +53,11 @@ def _phase_share(name: str, windows: Sequence[Window]) -> PhaseShare:
         share = spent.total_s / whole_s if spent is not None and whole_s > 0 else 0.0
         rounds.setdefault(window.repeat, []).append((share, {}))
     total_s = math.fsum(window.phases[name].total_s for window in windows if name in window.phases)
-    return PhaseShare(name, combine_mean(rounds, {}, {}), total_s / sum(window.batches for window in windows))
+    return PhaseShare(
+        name=name,
+        share=combine_mean(rounds, {}, {}),
+        per_batch_s=total_s / sum(window.batches for window in windows),
+    )
 
 
 def _phase_place(name: str) -> tuple[bool, bool, int, str]:

@@ -39,6 +39,7 @@ from joulewatch_harness.analysis.results.model import (
     SetupEnergy,
     SetupResult,
 )
+from joulewatch_harness.analysis.results.phase_energies import with_energies
 from joulewatch_harness.analysis.results.phases import phase_shares
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
 from joulewatch_harness.analysis.sources.history import History, SampleSource
@@ -280,6 +281,19 @@ class _Analysis:
             for window in self.record.windows
             if window.kind == "phase" and (window.configuration, window.batch_size) == key
         ]
+        components = tuple(energy(component, self._devices_of(component)) for component in self._components())
+        total = energy(TOTAL, self.devices)
+        throughput = (
+            mean_rate([(measured.window, measured.window.inferences) for measured in used], self.coverage)
+            if used
+            else None
+        )
+        phases, unresolved_phases = with_energies(
+            phase_shares([measured.window for measured in used]) or phase_shares(windows_of_phases),
+            windows_of_phases,
+            (*components, total),
+            0.0 if throughput is None else throughput.value,
+        )
         return GroupResult(
             configuration=self.configurations.get(name)
             or Configuration(name=name, network=name, runtime="", precision=""),
@@ -291,19 +305,18 @@ class _Analysis:
             rounds_ended=self._rounds_ended(key, [measured.window for measured in windows]),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
-            throughput=mean_rate([(measured.window, measured.window.inferences) for measured in used], self.coverage)
-            if used
-            else None,
+            throughput=throughput,
             latency=latency_summary(used),
-            components=tuple(energy(component, self._devices_of(component)) for component in self._components()),
-            total=energy(TOTAL, self.devices),
+            components=components,
+            total=total,
             nodes=tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
             parts=tuple(
                 energy(f"{component} {domain} ({collector})", sensors)
                 for (component, collector, domain), sensors in parts.items()
             ),
             counts=self.counts(self.devices, used, name),
-            phases=phase_shares([measured.window for measured in used]) or phase_shares(windows_of_phases),
+            phases=phases,
+            unresolved_phases=unresolved_phases,
         )
 
     def _rounds_ended(self, key: GroupKey, windows: Sequence[Window]) -> str:

@@ -10,7 +10,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.records import EdgeCounter, SensorRecord
+from joulewatch_harness.records import EdgeCounter, PhasePowers, SensorRecord
 
 Floats = NDArray[np.float64]
 _GAP_FACTOR: Final = 3.0
@@ -32,7 +32,7 @@ class SensorId:
     domain: str
 
     @classmethod
-    def of(cls, record: SensorRecord | EdgeCounter) -> Self:
+    def of(cls, record: SensorRecord | EdgeCounter | PhasePowers) -> Self:
         """Return the identity of a sensor or counter in the record of a run."""
         return cls(
             exporter=record.exporter,
