@@ -73,7 +73,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l scenario -x -d 'c
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l server-rate -x -d 'queries per second in the scenario server'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l preset -x -d 'quick, normal, report, mlperf (default: normal)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l mlperf -d 'windows of at least 60 s and 3 rounds, as MLPerf Power requires (same as --preset mlperf)'
-complete -c joulewatch -n '_shtab_joulewatch_using profile' -l window -x -d 'length of a measurement window (minimum 0.5)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l window -x -d 'length of a measurement window (minimum 0.02)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l max-uncertainty -x -d 'measure until the uncertainty of the repeats is at most this share of each energy, such as 2% (default: 5%, with --preset report 2%)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l rounds -x -d 'measure exactly this number of rounds instead (minimum 3)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l seed -x -d 'random seed for the measurement order (default: 0)'
