@@ -114,13 +114,14 @@ class FamilyThread:
                 self._condition.notify_all()
             return ticket
 
-    def wait(self, ticket: int, deadline_ns: int, timeout_s: float) -> FamilyScan:
+    def wait(self, ticket: int, deadline_ns: int, timeout_s: float, *, is_impatient: bool = False) -> FamilyScan:
         """Return the scan of a ticket, or the family as down if the scan is late.
 
         Args:
             ticket: From ``request``.
             deadline_ns: Monotonic time at which to stop waiting.
             timeout_s: A scan that has taken longer is not waited for again.
+            is_impatient: Whether a late scan is not an error.
         """
         worker = self._worker
         with self._condition:
@@ -135,6 +136,8 @@ class FamilyThread:
             )
             if not is_late and self._latest is not None:
                 return self._latest
+            if is_impatient:
+                return self.family.down()
             is_first = self._timed_out != self._started
             self._timed_out = self._started
         if is_first and not worker.is_stopping and (devices := self.family.layout.devices):

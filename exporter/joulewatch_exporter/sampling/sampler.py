@@ -176,12 +176,16 @@ class Sampler:
                     self._primary_keys = keys
             return self._primary_keys
 
-    def fresh(self, timeout_s: float, only: Collection[str] | None = None) -> tuple[FamilyScan, ...]:
+    def fresh(
+        self, timeout_s: float, only: Collection[str] | None = None, *, is_impatient: bool = False
+    ) -> tuple[FamilyScan, ...]:
         """Read all families now, at the same time.
 
         Args:
             timeout_s: A family that has not answered by then is shown as down.
             only: Names of the families to read; None: all.
+            is_impatient: Whether the client chose a time-out shorter than the exporter's own: a family that exceeds it
+                is shown as down, but has not failed.
 
         Returns:
             One scan per family that is open or has devices that cannot be opened, in the order of the families.
@@ -191,7 +195,7 @@ class Sampler:
             unopened = {name: scan for name, scan in self._unopened.items() if only is None or name in only}
         deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
         tickets = [(thread, thread.request()) for thread in threads]
-        scans = [thread.wait(ticket, deadline_ns, timeout_s) for thread, ticket in tickets]
+        scans = [thread.wait(ticket, deadline_ns, timeout_s, is_impatient=is_impatient) for thread, ticket in tickets]
         if unopened:
             by_name = unopened | {scan.collector: scan for scan in scans}
             scans = [by_name[family.name] for family in self._families if family.name in by_name]

@@ -452,6 +452,8 @@ def test_a_hung_family_is_down_and_delays_no_other(start: Start, caplog: pytest.
     hung.hang = release
     try:
         began = time.monotonic()
+        impatient, _ = sampler.fresh(0.05, is_impatient=True)
+        assert (up(impatient), impatient.errors) == ({"socket0": False}, ())
         rapl, hwmon = sampler.fresh(0.05)
         assert up(rapl) == {"socket0": False}
         assert rapl.energies_joules == (None,)
