@@ -305,6 +305,15 @@ EXPORTER_START: Final = _exporter(
     (),
     "Unix time at which the exporter started; when it changes, all energy counters have restarted.",
 )
+EXPORTER_REFUSED: Final = _exporter(
+    "joulewatch_exporter_refused_total",
+    "counter",
+    "refusals",
+    ("limit",),
+    "Number of connections and requests that a limit of the exporter refused. limit: connections (closed because too "
+    "many were open), scrapes (too many at a time, HTTP 503), passwords (too many were being checked, HTTP 429), rate "
+    "(rate_limit of the web configuration, HTTP 429).",
+)
 
 RUN_LABELS: Final = ("run", "configuration", "network", "runtime", "precision")
 WINDOW_LABELS: Final = ("run", "configuration", "kind", "phase")

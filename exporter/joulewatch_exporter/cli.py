@@ -197,6 +197,13 @@ def _add_web_flags(parser: Parser) -> None:
         help="TLS and basic authentication (YAML)",
     )
     web.add_argument(
+        "--web.min-age",
+        dest="web_min_age_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="clients without a password get new values at most once in this time (default: 0, with every scrape)",
+    )
+    web.add_argument(
         "--web.edge-socket",
         dest="edge_socket",
         type=Path,
@@ -238,7 +245,7 @@ def _config(args: argparse.Namespace, families: Sequence[type[Collector]]) -> Co
         settings = dataclasses.replace(settings, path=path, **changes)
     except ValueError as error:
         key, _, text = str(error).partition(": ")
-        flag = {"listen": "listen-address"}.get(key, key.replace("_", "-"))
+        flag = {"listen": "listen-address", "web_min_age_seconds": "min-age"}.get(key, key.replace("_", "-"))
         raise ConfigError(f"--web.{flag}: {text}") from error
     collectors = {
         name: dataclasses.replace(setting, enabled=given.get(f"collector_{name}", setting.enabled))

@@ -51,7 +51,7 @@ function _shtab_joulewatch_exporter_using
 end
 
 set -g _shtab_joulewatch_exporter_commands check emulate
-set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --nodename --path.dev --path.procfs --path.sysfs --state --web.config.file --web.edge-socket --web.edge-socket-group --web.listen-address --web.max-requests --web.telemetry-path
+set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --nodename --path.dev --path.procfs --path.sysfs --state --web.config.file --web.edge-socket --web.edge-socket-group --web.listen-address --web.max-requests --web.min-age --web.telemetry-path
 
 complete -c joulewatch-exporter -e
 complete -c joulewatch-exporter -f
@@ -89,6 +89,7 @@ complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l exit-on-s
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.listen-address -x -d 'address to listen on; repeatable; port 0 picks a free port (default: :10717)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.telemetry-path -x -d 'path of the metrics (default: /metrics)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.config.file -xka "(__fish_complete_path (commandline -ct))" -d 'TLS and basic authentication (YAML)'
+complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.min-age -x -d 'clients without a password get new values at most once in this time (default: 0, with every scrape)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.edge-socket -x -d 'Unix socket for edges; none: no socket (default: /run/joulewatch/edge.sock if that folder exists)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.edge-socket-group -x -d 'group whose members may connect to that socket (default: the exporter'"'"'s own)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.max-requests -x -d 'maximum number of concurrent scrapes; 0: no limit (default: 40)'

@@ -22,6 +22,7 @@ from joulewatch_exporter.errors import EXIT_DONE, ConfigError
 from joulewatch_exporter.model import Collector, Host
 
 if TYPE_CHECKING:
+    from joulewatch_exporter.sampling.scan import FamilyScan
     from joulewatch_exporter.server.connection import Answer
     from joulewatch_exporter.server.edge_socket import EdgeSocket
 
@@ -88,6 +89,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     from joulewatch_exporter.server.access import Access
     from joulewatch_exporter.server.edge import render_edge
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
+    from joulewatch_exporter.server.min_age import AgedScans
     from joulewatch_exporter.server.server import WebServer
 
     settings = config.exporter
@@ -106,12 +108,21 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         nodename=host.nodename,
         self_metrics=settings.exporter_metrics,
         calibrations=load_calibrations(settings.calibration_files, host.nodename),
+        refused=lambda: {} if server is None else server.refused,
     )
 
-    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def render(scans: Sequence[FamilyScan], accept: str | None) -> tuple[bytes, str]:
         format_ = choose_format(accept)
-        scans = sampler.fresh(timeout_s, only)
         return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
+
+    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+        is_impatient = timeout_s < settings.read_timeout_seconds
+        return render(sampler.fresh(timeout_s, only, is_impatient=is_impatient), accept)
+
+    aged = AgedScans(lambda: sampler.fresh(settings.read_timeout_seconds), settings.web_min_age_seconds)
+
+    def aged_scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+        return render(aged.get(only), accept)
 
     def edge() -> bytes:
         return render_edge(sampler.edge(settings.read_timeout_seconds), start_s=start_s)
@@ -139,6 +150,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
                 max_requests=settings.max_requests,
                 read_timeout_s=settings.read_timeout_seconds,
                 access=Access(settings.web_config_file),
+                open_scrape=aged_scrape if settings.web_min_age_seconds else None,
             )
             edge_socket = _open_edge_socket(settings, edge, server.answer_trusted)
             if edge_socket is not None:

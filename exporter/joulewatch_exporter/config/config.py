@@ -1,4 +1,4 @@
-"""Settings of the exporter, from its configuration file and its web configuration file.
+"""Settings of the exporter, from its configuration file; `web` has those of its web configuration file.
 
 A flag takes precedence over the file, the file over the default. ``example.yaml`` next to this package shows all
 settings.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, nearest, read_yaml
@@ -58,6 +58,8 @@ class ExporterSettings:
     """Whether ``process_*`` and ``python_info`` are published."""
     web_config_file: Path | None = None
     """TLS and basic auth, in the format of the Prometheus exporter toolkit."""
+    web_min_age_seconds: float = 0.0
+    """Clients without a password get new values at most once in this time. 0: with every scrape."""
     edge_socket: Path | None = None
     """Unix socket for edges; None: ``edge.sock`` in the service's runtime folder or in ``/run/joulewatch``, if there is
     one; ``none``: no socket."""
@@ -92,6 +94,8 @@ class ExporterSettings:
             raise ValueError(f"max_requests: {self.max_requests} is below 0")
         if self.read_timeout_seconds <= 0:
             raise ValueError(f"read_timeout_seconds: {self.read_timeout_seconds:g} is not above 0")
+        if not 0 <= self.web_min_age_seconds <= 3600:
+            raise ValueError(f"web_min_age_seconds: {self.web_min_age_seconds:g} is not between 0 and 3600")
         if self.rediscover_seconds < 0:
             raise ValueError(f"rediscover_seconds: {self.rediscover_seconds:g} is below 0")
         if self.nodename == "":
@@ -181,112 +185,3 @@ def _family_settings(family: type[Collector], data: object, source: str) -> Fami
     if poll_s is not None and not 0.01 <= poll_s <= 3600:
         raise ConfigError(f"{source}: {where}.poll_seconds: {poll_s:g} is not between 0.01 and 3600")
     return FamilySettings(enabled=enabled, poll_s=poll_s, options=build(family.Options, section, source, where))
-
-
-# -- the web configuration of the Prometheus exporter toolkit --------------------------------------
-
-_TLS_VERSIONS = Literal["TLS12", "TLS13"]
-_CLIENT_AUTH = Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"]
-_BCRYPT: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsSettings:
-    """``tls_server_config``, with the names of the toolkit. Relative paths start at the folder of the file."""
-
-    cert_file: Path
-    key_file: Path
-    client_ca_file: Path | None = None
-    client_auth_type: _CLIENT_AUTH = "NoClientCert"
-    client_allowed_sans: tuple[str, ...] = ()
-    min_version: _TLS_VERSIONS = "TLS12"
-    max_version: _TLS_VERSIONS = "TLS13"
-
-    def __post_init__(self) -> None:
-        """Check combinations of values.
-
-        Raises:
-            ValueError: A combination is invalid; the text begins with a key.
-        """
-        if self.client_auth_type != "NoClientCert" and self.client_ca_file is None:
-            raise ValueError(f"client_ca_file: is required by client_auth_type {self.client_auth_type}")
-        if self.client_auth_type == "NoClientCert" and self.client_ca_file is not None:
-            raise ValueError(
-                "client_auth_type: without it client_ca_file has no effect; set RequireAndVerifyClientCert"
-            )
-        if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
-            raise ValueError("client_allowed_sans: requires client_auth_type RequireAndVerifyClientCert")
-        if self.min_version > self.max_version:
-            raise ValueError(f"min_version: {self.min_version} is above max_version {self.max_version}")
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """``http_server_config``."""
-
-    http2: bool | None = None
-    """Accepted but ignored: the server supports HTTP/1.1 only."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check names and values of the headers.
-
-        Raises:
-            ValueError: A header is invalid and would break the response.
-        """
-        for name, value in self.headers.items():
-            if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
-                raise ValueError(f"headers.{name}: is not a valid header")
-
-
-@dataclass(frozen=True, slots=True)
-class WebConfig:
-    """``--web.config.file``: TLS, users and headers."""
-
-    tls_server_config: TlsSettings | None = None
-    http_server_config: HttpSettings = field(default_factory=HttpSettings)
-    basic_auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """bcrypt hash by user name."""
-
-    def __post_init__(self) -> None:
-        """Check the hashes; the error does not show them.
-
-        Raises:
-            ValueError: A hash is not a bcrypt hash.
-        """
-        for user, bcrypt_hash in self.basic_auth_users.items():
-            if not _BCRYPT.fullmatch(bcrypt_hash):
-                raise ValueError(
-                    f"basic_auth_users.{user}: is not a bcrypt hash; create one: htpasswd -nBC 10 '' | tr -d ':\\n'"
-                )
-
-
-def load_web_config(path: Path) -> WebConfig:
-    """Read a web configuration file.
-
-    Raises:
-        ConfigError: The file, a key, a value or a file that it names is invalid.
-    """
-    data = dict(mapping(read_yaml(path), str(path), ""))
-    for key in ("tls_server_config", "http_server_config", "basic_auth_users"):
-        if key in data and data[key] is None:
-            del data[key]
-    users = data.get("basic_auth_users", {})
-    if not isinstance(users, Mapping) or not all(isinstance(text, str) for pair in users.items() for text in pair):
-        raise ConfigError(f"{path}: basic_auth_users: must map user names to bcrypt hashes")  # do not show the value
-    web = build(WebConfig, data, str(path), "")
-    tls = web.tls_server_config
-    if tls is None:
-        return web
-    folder = path.parent
-    tls = dataclasses.replace(
-        tls,
-        cert_file=folder / tls.cert_file,
-        key_file=folder / tls.key_file,
-        client_ca_file=None if tls.client_ca_file is None else folder / tls.client_ca_file,
-    )
-    for name in ("cert_file", "key_file", "client_ca_file"):
-        file: Path | None = getattr(tls, name)
-        if file is not None and not file.is_file():
-            raise ConfigError(f"{path}: tls_server_config.{name}: {file} is not a file")
-    return dataclasses.replace(web, tls_server_config=tls)

@@ -4,38 +4,82 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 import hashlib
 import logging
 import secrets
 import ssl
 import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_exporter.config.config import WebConfig, load_web_config
+from joulewatch_exporter.config.web import RateLimit, WebConfig, is_open_on_purpose, load_web_config, read_web_file
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.server.tls import server_context
 
 logger = logging.getLogger(__name__)
 
+MOST_WAITING: Final = 8
+"""Passwords that wait to be checked. A check takes 50 ms or more, so more would wait too long."""
+MOST_WAITING_OF_ADDRESS: Final = 2
+"""Of these, from one address: guessers must leave room for a scraper whose password has not been checked yet."""
+_CACHED: Final = 256
+_VERIFICATION: Final = ("RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "RequestClientCert", "NoClientCert")
+"""How client certificates are verified, the strictest first."""
 
-_TLS_VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+
+class Verdict(enum.Enum):
+    """Result of the check of an ``Authorization`` header."""
+
+    ALLOWED = enum.auto()
+    NO_PASSWORD = enum.auto()
+    """It holds no user and password."""
+    WRONG = enum.auto()
+    BUSY = enum.auto()
+    """Too many other passwords are being checked."""
 
 
-_CLIENT_AUTH: Final = {
-    "NoClientCert": ssl.CERT_NONE,
-    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
-    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
-}
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the file says; replaced as a whole."""
+
+    web: WebConfig
+    tls: ssl.SSLContext | None
+
+
+class TokenBucket:
+    """Limits the rate of requests: one per interval, after a burst."""
+
+    def __init__(self, limit: RateLimit, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._monotonic_s = monotonic_s
+        self._tokens = float(limit.burst)
+        self._at_s = monotonic_s()
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Return whether a request is within the limit."""
+        with self._lock:
+            now_s = self._monotonic_s()
+            gained = (now_s - self._at_s) / self._limit.interval_s
+            self._tokens, self._at_s = min(self._tokens + gained, float(self._limit.burst)), now_s
+            if self._tokens < 1.0:
+                return False
+            self._tokens -= 1.0
+            return True
 
 
 class Access:
     """TLS and users of the web configuration, reloaded when one of its files changes.
 
-    Certificates can be renewed and users added without a restart. If a file becomes invalid, the error is logged once
-    and the earlier settings remain in effect.
+    Certificates can be renewed and users added without a restart. If a file becomes invalid, or would remove users, TLS
+    or the verification of clients, the error is logged once and the earlier settings remain in effect.
     """
-
-    _CACHED: Final = 256
 
     def __init__(self, path: Path | None) -> None:
         """Read the file.
@@ -44,24 +88,56 @@ class Access:
             ConfigError: The file or one that it names is invalid, or the package for basic auth is missing.
         """
         self._path = path
-        self._lock = threading.Lock()
+        self._reload_lock = threading.Lock()
+        self._bcrypt_lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()
+        self._waiting_lock = threading.Lock()
         self._salt = secrets.token_bytes(16)
         self._passed: dict[bytes, None] = {}
+        """Hashes of accepted passwords. It is read without a lock, because a look-up is atomic."""
         self._stamps: tuple[int, ...] = ()
-        self.web = WebConfig()
-        self.tls: ssl.SSLContext | None = None
+        self._refused = {"passwords": 0, "rate": 0}
+        self._bucket: TokenBucket | None = None
+        self._settings = _Settings(WebConfig(), None)
         if path is not None:
-            self._load(path)
-            if self.web.http_server_config.http2:
-                logger.warning("%s: http_server_config.http2 is ignored: this server supports HTTP/1.1 only", path)
+            data = read_web_file(path)
+            self._adopt(path, self._parse(path, data))
+            if not self.required and self.tls is None and not is_open_on_purpose(data):
+                logger.warning("%s: has neither users nor TLS: everyone can read the metrics", path)
 
-    def _load(self, path: Path) -> None:
-        web = load_web_config(path)
-        tls = None if web.tls_server_config is None else _tls_context(web, path)
+    @property
+    def web(self) -> WebConfig:
+        """The settings in effect."""
+        return self._settings.web
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The settings of TLS; None: no TLS."""
+        return self._settings.tls
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Number of requests that were refused because of a limit, by the name of the limit."""
+        return dict(self._refused)
+
+    @staticmethod
+    def _parse(path: Path, data: bytes) -> _Settings:
+        web = load_web_config(path, data)
+        tls = None if web.tls_server_config is None else server_context(web.tls_server_config, path)
         if web.basic_auth_users:
             _bcrypt(path)
-        self.web, self.tls = web, tls
+        return _Settings(web, tls)
+
+    def _adopt(self, path: Path, settings: _Settings) -> None:
+        before = self._settings.web
+        self._settings = settings
         self._passed = {}
+        limit = settings.web.rate_limit
+        if limit != before.rate_limit:
+            self._bucket = TokenBucket(limit) if limit is not None and limit.interval_s else None
+        for warning in settings.web.warnings:
+            if warning not in before.warnings:
+                logger.warning("%s: %s", path, warning)
         self._stamps = self._read_stamps()
 
     def _read_stamps(self) -> tuple[int, ...]:
@@ -80,59 +156,133 @@ class Access:
 
     def refresh(self) -> None:
         """Reload the files if one has changed; called once per connection."""
-        if self._path is None:
+        # Another thread that reloads them need not be waited for.
+        if self._path is None or not self._reload_lock.acquire(blocking=False):
             return
-        with self._lock:
+        try:
             stamps = self._read_stamps()
-            if stamps == self._stamps:
-                return
-            had_tls = self.tls is not None
-            try:
-                self._load(self._path)
-                logger.info("%s: reloaded", self._path)
-            except ConfigError as error:
+            if stamps != self._stamps:
                 self._stamps = stamps
-                logger.error("%s; the earlier settings remain in effect", error)
-                return
-            if had_tls != (self.tls is not None):
-                logger.warning("%s: TLS was switched %s", self._path, "off" if had_tls else "on")
+                self._reload(self._path)
+        finally:
+            self._reload_lock.release()
+
+    def _reload(self, path: Path) -> None:
+        try:
+            data = read_web_file(path)
+            settings = self._parse(path, data)
+            lost = [] if is_open_on_purpose(data) else _lost(self.web, settings.web)
+            if lost:
+                raise ConfigError(
+                    f"{path}: no longer has {' and '.join(lost)}; to remove them, write only {{}} into it, or restart"
+                )
+        except ConfigError as error:
+            logger.error("%s; the earlier settings remain in effect", error)
+            return
+        had_tls = self.tls is not None
+        self._adopt(path, settings)
+        logger.info("%s: reloaded", path)
+        if had_tls != (self.tls is not None):
+            logger.warning("%s: TLS was switched %s", path, "off" if had_tls else "on")
 
     @property
     def required(self) -> bool:
         """Whether a user and a password are required."""
         return bool(self.web.basic_auth_users)
 
-    def allows(self, authorization: str | None) -> bool:
-        """Return whether an ``Authorization`` header holds a user and the user's password."""
+    def is_within_rate(self) -> bool:
+        """Return whether ``rate_limit`` allows a request now."""
+        bucket = self._bucket
+        if bucket is None or bucket.take():
+            return True
+        self._refused["rate"] += 1
+        return False
+
+    def check(self, authorization: str | None, address: str = "") -> Verdict:
+        """Check an ``Authorization`` header.
+
+        An accepted password is found in the cache without waiting. For any other, bcrypt takes 50 ms or more on
+        purpose, so one is checked at a time, and only a few wait.
+
+        Args:
+            authorization: Value of the header.
+            address: Address of the client.
+        """
         scheme, _, encoded = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
-            return False
+            return Verdict.NO_PASSWORD
         try:
             user, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return False
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return Verdict.NO_PASSWORD
         users = self.web.basic_auth_users
         expected = users.get(user)
         key = hashlib.sha256(
             b"\0".join((self._salt, user.encode(), password.encode(), (expected or "").encode()))
         ).digest()
-        # One check at a time: bcrypt is slow on purpose, and a flood of guesses must not load the machine.
-        with self._lock:
-            if key in self._passed:
-                return True
-            # A wrong user takes as long as a wrong password, so that the time does not reveal which users exist.
-            stored = expected if expected is not None else next(iter(users.values()))
-            try:
-                # bcrypt uses only the first 72 bytes of a password; newer versions of the package reject longer ones.
-                matches: bool = _bcrypt(self._path).checkpw(password.encode()[:72], stored.encode())
-            except ValueError:
-                matches = False
-            allowed = matches and expected is not None
-            if allowed:
-                while len(self._passed) >= self._CACHED:
-                    self._passed.pop(next(iter(self._passed)))
-                self._passed[key] = None
-            return allowed
+        if key in self._passed:
+            return Verdict.ALLOWED
+        with self._queued(address) as is_queued:
+            if not is_queued:
+                return Verdict.BUSY
+            with self._bcrypt_lock:
+                return Verdict.ALLOWED if self._matches(key, password, expected) else Verdict.WRONG
+
+    @contextmanager
+    def _queued(self, address: str) -> Iterator[bool]:
+        """Yield whether there is room for a password of this address; hold the place meanwhile."""
+        with self._waiting_lock:
+            has_room = self._waiting.total() < MOST_WAITING and self._waiting[address] < MOST_WAITING_OF_ADDRESS
+            if has_room:
+                self._waiting[address] += 1
+            else:
+                self._refused["passwords"] += 1
+        try:
+            yield has_room
+        finally:
+            if has_room:
+                with self._waiting_lock:
+                    self._waiting[address] -= 1
+                    if not self._waiting[address]:
+                        del self._waiting[address]
+
+    def _matches(self, key: bytes, password: str, expected: str | None) -> bool:
+        if key in self._passed:
+            return True  # another connection with the same password came first
+        # A wrong user takes as long as a wrong password, so that the time does not reveal which users exist.
+        stored = expected if expected is not None else next(iter(self.web.basic_auth_users.values()), "")
+        try:
+            # bcrypt uses only the first 72 bytes of a password; newer versions of the package reject longer ones.
+            matches: bool = _bcrypt(self._path).checkpw(password.encode()[:72], stored.encode())
+        except ValueError:
+            matches = False
+        if not matches or expected is None:
+            return False
+        while len(self._passed) >= _CACHED:
+            self._passed.pop(next(iter(self._passed)))
+        self._passed[key] = None
+        return True
+
+    def allows(self, authorization: str | None) -> bool:
+        """Return whether an ``Authorization`` header holds a user and the user's password."""
+        return self.check(authorization) is Verdict.ALLOWED
+
+
+def _lost(before: WebConfig, after: WebConfig) -> list[str]:
+    """Return what protects the exporter now and would not do so any longer."""
+    lost = []
+    if before.basic_auth_users and not after.basic_auth_users:
+        lost.append("basic_auth_users")
+    old, new = before.tls_server_config, after.tls_server_config
+    if old is None:
+        return lost
+    if new is None:
+        return [*lost, "tls_server_config"]
+    if _VERIFICATION.index(new.client_auth_type) > _VERIFICATION.index(old.client_auth_type):
+        lost.append(f"client_auth_type {old.client_auth_type}")
+    if old.client_allowed_sans and not new.client_allowed_sans:
+        lost.append("client_allowed_sans")
+    return lost
 
 
 def _bcrypt(path: Path | None) -> Any:
@@ -143,30 +293,3 @@ def _bcrypt(path: Path | None) -> Any:
             f"{path}: basic_auth_users needs the package bcrypt: pip install 'joulewatch[web]'"
         ) from error
     return bcrypt
-
-
-def _tls_context(web: WebConfig, path: Path) -> ssl.SSLContext:
-    tls = web.tls_server_config
-    assert tls is not None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = _TLS_VERSIONS[tls.min_version]
-    context.maximum_version = _TLS_VERSIONS[tls.max_version]
-    try:
-        context.load_cert_chain(tls.cert_file, tls.key_file, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: tls_server_config: {tls.cert_file} and {tls.key_file} are not a certificate and its key: {error}"
-        ) from error
-    if tls.client_ca_file is not None:
-        try:
-            context.load_verify_locations(tls.client_ca_file)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path}: tls_server_config.client_ca_file: {tls.client_ca_file} has no valid certificate: {error}"
-            ) from error
-    context.verify_mode = _CLIENT_AUTH[tls.client_auth_type]
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted, and a daemon cannot ask for its password")

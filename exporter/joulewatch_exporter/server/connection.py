@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 MAX_REQUEST_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 100
 
 Answer: TypeAlias = Callable[[str, str, Mapping[str, str]], "Response"]
 
@@ -30,6 +31,8 @@ class Response:
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
+    pause_s: float = 0.0
+    """Time after the response in which the connection does not read the next request."""
 
 
 class _BadRequestError(Exception):
@@ -80,6 +83,7 @@ class Connection:
         request_timeout_s: float,
         keep_alive_s: float,
         extra_headers: Mapping[str, str],
+        first_request_s: float | None = None,
     ) -> None:
         """Take over an accepted socket.
 
@@ -88,8 +92,10 @@ class Connection:
             answer: Called with method, target and headers (names in lower case) of each request.
             is_stopping: Called before each request; the connection ends when it returns true.
             request_timeout_s: Longest time for the peer to send a request, and to receive a response.
-            keep_alive_s: Longest time that the connection may be idle.
+            keep_alive_s: Longest time that the connection may be idle after a request.
             extra_headers: Sent with every response.
+            first_request_s: Longest time until the first request begins; None: ``request_timeout_s``, because a peer
+                that has sent nothing is not worth a connection.
         """
         self._connection = connection
         self._answer = answer
@@ -97,17 +103,20 @@ class Connection:
         self._request_timeout_s = request_timeout_s
         self._keep_alive_s = keep_alive_s
         self._extra_headers = extra_headers
+        self._first_request_s = request_timeout_s if first_request_s is None else first_request_s
         self._received = _Received(connection)
         self._reader = io.BufferedReader(self._received, 8192)
 
     def serve(self) -> None:
         is_kept = True
+        idle_s = self._first_request_s
         while is_kept and not self._is_stopping():
             try:
-                request = self._read_request()
+                request = self._read_request(idle_s)
             except _BadRequestError as error:
                 self._send(plain(error.status, str(error)), head=False, close=True)
                 return
+            idle_s = self._keep_alive_s
             if request is None:
                 return
             method, target, version, headers = request
@@ -121,10 +130,16 @@ class Connection:
             logger.debug("%s %s %d", method, target.partition("?")[0], response.status)
             is_kept = is_kept and not self._is_stopping()
             self._send(response, head=method == "HEAD", close=not is_kept)
+            if is_kept and response.pause_s:
+                time.sleep(response.pause_s)
 
-    def _read_request(self) -> tuple[str, str, str, dict[str, str]] | None:
-        """Return method, target, version and headers; None if the peer has closed the connection."""
-        self._received.begin(self._keep_alive_s)
+    def _read_request(self, idle_s: float) -> tuple[str, str, str, dict[str, str]] | None:
+        """Return method, target, version and headers; None if the peer has closed the connection.
+
+        Args:
+            idle_s: Longest time until the first byte.
+        """
+        self._received.begin(idle_s)
         try:
             if not self._reader.peek(1):
                 return None
@@ -144,9 +159,15 @@ class Connection:
             raise _BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "supported versions: HTTP/1.0, HTTP/1.1")
         if not target.startswith("/"):
             # The absolute form, as proxies send it; a server must accept it too (RFC 9112, 3.2.2).
-            parsed = urllib.parse.urlsplit(target)
+            try:
+                parsed = urllib.parse.urlsplit(target)
+            except ValueError as error:
+                raise _BadRequestError(
+                    HTTPStatus.BAD_REQUEST, "the target of the request is not a valid URL"
+                ) from error
             target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
         headers: dict[str, str] = {}
+        left = MAX_HEADERS
         while True:
             line = self._read_line()
             if not line:
@@ -156,8 +177,9 @@ class Connection:
             name, colon, value = line.decode("latin-1").partition(":")
             if not colon or not name or name != name.strip():
                 raise _BadRequestError(HTTPStatus.BAD_REQUEST, "a header is malformed")
-            if len(headers) >= 100:
+            if left == 0:
                 raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers")
+            left -= 1
             key = name.lower()
             value = value.strip()
             headers[key] = f"{headers[key]}, {value}" if key in headers else value

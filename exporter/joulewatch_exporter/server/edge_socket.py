@@ -112,6 +112,7 @@ class EdgeSocket:
                 request_timeout_s=REQUEST_TIMEOUT_S,
                 keep_alive_s=KEEP_ALIVE_S,
                 extra_headers={},
+                first_request_s=KEEP_ALIVE_S,
             ).serve()
         except OSError as error:
             logger.debug("%s: connection ended: %s", self.path, error)

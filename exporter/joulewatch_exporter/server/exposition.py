@@ -42,7 +42,10 @@ _EOF: Final = b"# EOF\n"
 
 def choose_format(accept: str | None) -> Format:
     """Return the format that an ``Accept`` header requests; text by default."""
-    _, content_type = choose_encoder(accept or "")
+    try:
+        _, content_type = choose_encoder(accept or "")
+    except (TypeError, ValueError):  # prometheus_client cannot parse some versions, such as version=x
+        return "text"
     return "openmetrics" if content_type.startswith("application/openmetrics-text") else "text"
 
 
@@ -152,6 +155,7 @@ class Exposition:
         nodename: str | None = None,
         self_metrics: bool = True,
         calibrations: Calibrations = NO_CALIBRATIONS,
+        refused: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Render what never changes.
 
@@ -161,8 +165,10 @@ class Exposition:
             nodename: Name of this machine; None: as the kernel reports it.
             self_metrics: Whether ``process_*`` and ``python_info`` are shown.
             calibrations: Published next to the values of their sensors, which they do not change.
+            refused: Returns the number of refusals by the name of the limit.
         """
         self._calibrations = calibrations
+        self._refused = refused
         self._exchanged: set[Key] = set()
         """Sensors for which a calibration of another model was logged."""
         self._prefixes: dict[str, _Prefixes] = {}
@@ -207,6 +213,12 @@ class Exposition:
                 parts += blocks
         for metric, line in self._fixed:
             parts += (_head(metric, format_), line)
+        if refused := self._refused():
+            parts.append(_head(catalog.EXPORTER_REFUSED, format_))
+            parts += [
+                f"{series(catalog.EXPORTER_REFUSED, (limit,))}{float(count)!r}\n".encode()
+                for limit, count in refused.items()
+            ]
         if self._registry is not None:
             # Last, so that the process metrics include the cost of this scrape.
             parts.append((generate_openmetrics if format_ == "openmetrics" else generate_text)(self._registry))
@@ -413,5 +425,6 @@ def _health_blocks(rows: Sequence[_Row]) -> dict[str, bytes]:
 _SENSOR_METRICS: Final = tuple(
     metric
     for metric in catalog.METRICS
-    if metric.publisher == "exporter" and metric not in (catalog.EXPORTER_INFO, catalog.EXPORTER_START)
+    if metric.publisher == "exporter"
+    and metric not in (catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
 )

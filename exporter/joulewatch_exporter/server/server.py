@@ -9,8 +9,10 @@ each within a time-out. So a slow or silent peer does not delay the others.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import logging
+import math
 import os
 import socket
 import ssl
@@ -27,9 +29,11 @@ from joulewatch_exporter import __version__
 from joulewatch_exporter.config.config import parse_address
 from joulewatch_exporter.config.strict import nearest
 from joulewatch_exporter.errors import ConfigError
-from joulewatch_exporter.server.access import Access
+from joulewatch_exporter.server.access import Access, Verdict
 from joulewatch_exporter.server.connection import Connection, Response, accepts_gzip, plain
+from joulewatch_exporter.server.connections import MAX_CONNECTIONS, Connections, Peer
 from joulewatch_exporter.server.edge_socket import HEADER
+from joulewatch_exporter.server.sharing import NoSlotError, SharedScrapes
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,14 @@ HANDSHAKE_TIMEOUT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 5.0
 """Longest time for a peer to send a request, and to receive the response."""
 KEEP_ALIVE_S: Final = 120.0
-"""An idle connection is closed after this time, which is longer than usual scrape intervals."""
-MAX_CONNECTIONS: Final = 256
+"""A connection on which a request was answered may be idle for this time, which is longer than usual scrape
+intervals."""
+LEAST_TIMEOUT_S: Final = 0.05
+"""A scrape waits at least this long for its sensors, whatever its client offers."""
+SLOT_WAIT_S: Final = 1.0
+"""Longest time that a scrape waits for other scrapes to end."""
+GUESS_PAUSE_S: Final = 0.25
+"""Pause of a connection after a wrong password, so that guessers do not use up the processor."""
 MIN_GZIP_BYTES: Final = 1024
 
 _BACKLOG: Final = 128
@@ -65,9 +75,12 @@ class WebServer:
         max_requests: int = 40,
         read_timeout_s: float = 2.0,
         access: Access | None = None,
+        open_scrape: Scrape | None = None,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         keep_alive_s: float = KEEP_ALIVE_S,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        slot_wait_s: float = SLOT_WAIT_S,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """Bind all addresses; connections are accepted after ``start``.
 
@@ -76,17 +89,21 @@ class WebServer:
             scrape: Called for each scrape, by many threads at once.
             collectors: Names that ``?collect[]=`` accepts.
             telemetry_path: Path of the metrics.
-            max_requests: Number of concurrent scrapes; more are answered with 503. 0: no limit.
+            max_requests: Number of concurrent scrapes; others wait, then are answered with 503. 0: no limit.
             read_timeout_s: Longest time that a scrape waits for its sensors.
             access: TLS and users; None: no TLS and no authentication.
+            open_scrape: Called instead of ``scrape`` for clients without a password; None: the same.
             request_timeout_s: Longest time for a peer to send a request, and to receive a response.
-            keep_alive_s: Longest time that a connection may be idle.
+            keep_alive_s: Longest time that a connection may be idle after a request.
             handshake_timeout_s: Longest time for the TLS handshake.
+            slot_wait_s: Longest time that a scrape waits for other scrapes to end.
+            max_connections: Number of connections; if there are more, the longest idle one is closed.
 
         Raises:
             ConfigError: An address is wrong or in use.
         """
         self._scrape = scrape
+        self._open_scrape = scrape if open_scrape is None else open_scrape
         self._collectors = tuple(collectors)
         self._telemetry_path = telemetry_path
         self._read_timeout_s = read_timeout_s
@@ -95,10 +112,10 @@ class WebServer:
         self._request_timeout_s = request_timeout_s
         self._keep_alive_s = keep_alive_s
         self._handshake_timeout_s = handshake_timeout_s
-        self._slots = threading.BoundedSemaphore(max_requests) if max_requests else None
-        self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._open: set[socket.socket] = set()
-        self._open_lock = threading.Lock()
+        self._slot_wait_s = slot_wait_s
+        self._scrapes: SharedScrapes[Response] = SharedScrapes(max_requests)
+        self._refused_scrapes = 0
+        self._connections = Connections(max_connections)
         self._stopping = False
         self._listeners: list[socket.socket] = []
         self._bound: list[tuple[str, int]] = []
@@ -121,6 +138,15 @@ class WebServer:
             for host, port in self._bound
         )
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """Number of refusals so far because of a limit, by the name of the limit."""
+        return {
+            "connections": self._connections.closed,
+            "scrapes": self._refused_scrapes,
+            **self._access.refused,
+        }
+
     def announce(self, edge_socket: Path) -> None:
         """Name the socket for edges in the answers to scrapes."""
         self._scrape_headers += ((HEADER, str(edge_socket)),)
@@ -142,59 +168,38 @@ class WebServer:
             listener.close()
         for thread in self._threads:
             thread.join(grace_s)
-        with self._open_lock:
-            connections = list(self._open)
-        for connection in connections:
-            try:
-                # An idle connection ends at once, a busy one after its response. Not SSLSocket.shutdown: it ends the
-                # encryption, and a response in progress would be sent unencrypted.
-                socket.socket.shutdown(connection, socket.SHUT_RD)
-            except OSError:
-                pass
+        # An idle connection ends at once, a busy one after its response.
+        self._connections.shut_down_all(socket.SHUT_RD)
         end_ns = time.monotonic_ns() + round(grace_s * 1e9)
         while time.monotonic_ns() < end_ns:
-            with self._open_lock:
-                if not self._open:
-                    return
+            if not self._connections:
+                return
             time.sleep(0.005)
-        with self._open_lock:
-            connections = list(self._open)
-        for connection in connections:
-            try:
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            except OSError:
-                pass
+        self._connections.shut_down_all(socket.SHUT_RDWR)
 
     # -- connections -------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
         while not self._stopping:
             try:
-                connection, _ = listener.accept()
+                connection, address = listener.accept()
             except OSError as error:
                 if self._stopping:
                     return
                 logger.error("cannot accept a connection: %s", error)
                 time.sleep(0.1)  # probably out of file descriptors: open connections must end first
                 continue
-            if not self._connections.acquire(blocking=False):
+            peer = self._connections.admit(connection, str(address[0]))
+            if peer is None:
                 connection.close()
                 continue
-            with self._open_lock:
-                self._open.add(connection)
             try:
-                threading.Thread(target=self._serve, args=(connection,), name="request", daemon=True).start()
+                threading.Thread(target=self._serve, args=(peer,), name="request", daemon=True).start()
             except RuntimeError:
-                self._forget(connection)
+                self._connections.forget(peer)
 
-    def _forget(self, connection: socket.socket) -> None:
-        with self._open_lock:
-            self._open.discard(connection)
-        connection.close()
-        self._connections.release()
-
-    def _serve(self, connection: socket.socket) -> None:
-        secured: socket.socket = connection
+    def _serve(self, peer: Peer) -> None:
+        connection = peer.connection
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._access.refresh()
@@ -202,16 +207,13 @@ class WebServer:
             if context is not None:
                 connection.settimeout(self._handshake_timeout_s)
                 secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-                with self._open_lock:
-                    self._open.discard(connection)
-                    self._open.add(secured)
-                assert isinstance(secured, ssl.SSLSocket)
+                self._connections.secure(peer, secured)
                 secured.do_handshake()
                 if not self._client_allowed(secured):
                     return
             Connection(
-                secured,
-                self.answer,
+                peer.connection,
+                lambda method, target, headers: self._answer_peer(peer, method, target, headers),
                 is_stopping=lambda: self._stopping,
                 request_timeout_s=self._request_timeout_s,
                 keep_alive_s=self._keep_alive_s,
@@ -222,7 +224,14 @@ class WebServer:
         except Exception:
             logger.exception("a request failed")
         finally:
-            self._forget(secured)
+            self._connections.forget(peer)
+
+    def _answer_peer(self, peer: Peer, method: str, target: str, headers: Mapping[str, str]) -> Response:
+        self._connections.begin_answer(peer)
+        try:
+            return self.answer(method, target, headers, peer.address)
+        finally:
+            self._connections.end_answer(peer)
 
     def _client_allowed(self, connection: ssl.SSLSocket) -> bool:
         tls = self._access.web.tls_server_config
@@ -234,77 +243,87 @@ class WebServer:
 
     # -- requests ----------------------------------------------------------------------------------
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    def answer(self, method: str, target: str, headers: Mapping[str, str], address: str = "") -> Response:
         """Return the response to one request; HEAD is answered as GET, and its body is not sent.
 
         Args:
             method: The HTTP method, such as ``GET``.
             target: Path and query as sent.
             headers: Values by lower-case name.
+            address: Address of the client.
         """
-        if self._access.required and not self._access.allows(headers.get("authorization")):
-            return plain(
-                HTTPStatus.UNAUTHORIZED,
-                "unauthorized",
-                ("WWW-Authenticate", 'Basic realm="joulewatch", charset="UTF-8"'),
-            )
-        return self.answer_trusted(method, target, headers)
+        if not self._access.is_within_rate():
+            return plain(HTTPStatus.TOO_MANY_REQUESTS, "too many requests (rate_limit)", ("Retry-After", "1"))
+        if not self._access.required:
+            return self._answer(method, target, headers, self._open_scrape)
+        verdict = self._access.check(headers.get("authorization"), address)
+        if verdict is Verdict.ALLOWED:
+            return self._answer(method, target, headers, self._scrape)
+        if verdict is Verdict.BUSY:
+            text = "too many passwords are being checked"
+            response = plain(HTTPStatus.TOO_MANY_REQUESTS, text, ("Retry-After", "1"))
+        else:
+            challenge = ("WWW-Authenticate", 'Basic realm="joulewatch", charset="UTF-8"')
+            response = plain(HTTPStatus.UNAUTHORIZED, "unauthorized", challenge)
+        return response if verdict is Verdict.NO_PASSWORD else dataclasses.replace(response, pause_s=GUESS_PAUSE_S)
 
     def answer_trusted(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
         """The same for a peer that needs no authentication."""
+        return self._answer(method, target, headers, self._scrape)
+
+    def _answer(self, method: str, target: str, headers: Mapping[str, str], scrape: Scrape) -> Response:
         if method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", ("Allow", "GET, HEAD"))
         path, _, query = target.partition("?")
         if path == self._telemetry_path:
-            return self._answer_metrics(query, headers)
+            return self._answer_metrics(query, headers, scrape)
         if path == "/-/healthy":
             return plain(HTTPStatus.OK, "joulewatch-exporter is healthy")
         if path == "/":
             return Response(status=HTTPStatus.OK, body=self._landing_page(), content_type="text/html; charset=utf-8")
         return plain(HTTPStatus.NOT_FOUND, f"not found; the metrics are at {self._telemetry_path}")
 
-    def _answer_metrics(self, query: str, headers: Mapping[str, str]) -> Response:
+    def _answer_metrics(self, query: str, headers: Mapping[str, str], scrape: Scrape) -> Response:
         try:
             wanted = urllib.parse.parse_qs(query, max_num_fields=64).get("collect[]")
         except ValueError:
             return plain(HTTPStatus.BAD_REQUEST, "too many parameters")
         for name in wanted or ():
             if name not in self._collectors:
-                hint = nearest(name, self._collectors)
-                return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name!r}; {hint}")
-        if self._slots is not None and not self._slots.acquire(blocking=False):
-            return plain(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "too many concurrent scrapes (--web.max-requests)",
-                ("Retry-After", "1"),
-            )
+                hint = nearest(name[:64], self._collectors)
+                return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name[:64]!r}; {hint}")
+        only = None if wanted is None else frozenset(wanted)
+        accept = headers.get("accept")
+        is_packed = accepts_gzip(headers.get("accept-encoding", ""))
+        offered_s = _offered_s(headers)
+        # Less than Prometheus waits for the answer.
+        timeout_s = max(min(self._read_timeout_s, 0.75 * offered_s), min(LEAST_TIMEOUT_S, self._read_timeout_s))
         try:
-            body, content_type = self._scrape(
-                accept=headers.get("accept"),
-                only=None if wanted is None else frozenset(wanted),
-                timeout_s=self._scrape_timeout_s(headers),
+            return self._scrapes.run(
+                (scrape, accept, only, is_packed, timeout_s),
+                lambda: self._make_scrape(scrape, accept, only, timeout_s, is_packed),
+                min(self._slot_wait_s, 0.25 * offered_s),
             )
+        except NoSlotError:
+            self._refused_scrapes += 1
+            text = "too many concurrent scrapes (--web.max-requests)"
+            return plain(HTTPStatus.SERVICE_UNAVAILABLE, text, ("Retry-After", "1"))
+
+    def _make_scrape(
+        self, scrape: Scrape, accept: str | None, only: frozenset[str] | None, timeout_s: float, is_packed: bool
+    ) -> Response:
+        try:
+            body, content_type = scrape(accept=accept, only=only, timeout_s=timeout_s)
         except Exception:
             logger.exception("a scrape failed")
             return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the scrape failed; see the exporter's log")
-        finally:
-            if self._slots is not None:
-                self._slots.release()
         extra = self._scrape_headers
-        if len(body) >= MIN_GZIP_BYTES and accepts_gzip(headers.get("accept-encoding", "")):
+        if is_packed and len(body) >= MIN_GZIP_BYTES:
             # Level 1 takes a fifth of the time of level 9 for nearly the same size.
             packer = zlib.compressobj(level=1, wbits=31)
             body = packer.compress(body) + packer.flush()
             extra += (("Content-Encoding", "gzip"),)
         return Response(status=HTTPStatus.OK, body=body, content_type=content_type, headers=extra)
-
-    def _scrape_timeout_s(self, headers: Mapping[str, str]) -> float:
-        """Return how long to wait for sensors: less than Prometheus waits for the answer."""
-        try:
-            offered_s = float(headers.get("x-prometheus-scrape-timeout-seconds", "inf"))
-        except ValueError:
-            return self._read_timeout_s
-        return min(self._read_timeout_s, 0.75 * offered_s) if offered_s > 0 else self._read_timeout_s
 
     def _landing_page(self) -> bytes:
         path = html.escape(self._telemetry_path, quote=True)
@@ -325,6 +344,15 @@ h1{{font-weight:600;margin-bottom:0}}p{{margin-top:.3em;color:#666}}a{{color:#0b
 <ul><li><a href="{path}">Metrics</a><ul>{links}</ul></li><li><a href="/-/healthy">Health</a></li></ul>
 </body></html>
 """.encode()
+
+
+def _offered_s(headers: Mapping[str, str]) -> float:
+    """Return how long Prometheus waits for the answer."""
+    try:
+        offered_s = float(headers.get("x-prometheus-scrape-timeout-seconds", "inf"))
+    except ValueError:
+        return math.inf
+    return offered_s if offered_s > 0 else math.inf
 
 
 def _has_ipv6() -> bool:

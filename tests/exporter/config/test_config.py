@@ -13,9 +13,9 @@ from joulewatch_exporter.config.config import (
     ExporterSettings,
     PathSettings,
     load_config,
-    load_web_config,
     parse_address,
 )
+from joulewatch_exporter.config.web import is_open_on_purpose, load_web_config
 from joulewatch_exporter.errors import ConfigError
 from support.fake_family import FakeOptions, Machine, fake_family
 from support.paths import ROOT
@@ -202,15 +202,36 @@ def test_a_complete_web_configuration(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("tls_server_conf: {}", "unknown key tls_server_conf; did you mean tls_server_config?"),
-        ("tls_server_config: {cert_file: a}", "tls_server_config: needs key_file"),
+        ("tls_server_config: {cert_file: a}", "tls_server_config.key_file: is required, or key"),
         ("tls_server_config: {cert_file: a, key_file: b}", "tls_server_config.cert_file: "),
-        ("tls_server_config: {cert_file: a, key_file: b, min_version: TLS10}", "must be TLS12 or TLS13, not 'TLS10'"),
+        (
+            "tls_server_config: {cert_file: a, key_file: b, min_version: TLS9}",
+            "must be TLS10 or TLS11 or TLS12 or TLS13, not 'TLS9'",
+        ),
         (
             "tls_server_config: {cert_file: a, key_file: b, client_auth_type: RequireAndVerifyClientCert}",
             "tls_server_config.client_ca_file: is required",
         ),
         ("tls_server_config: {cert_file: a, key_file: b, client_ca_file: c}", "client_auth_type: "),
         ('http_server_config: {headers: {X: "a\\nb"}}', "headers.X: is not a valid header"),
+        ("tls_server_config: {cert: a, key: [secret]}", "tls_server_config.key: must be a string"),
+        ("tls_server_config: {cert: a, cert_file: b, key: secret}", "tls_server_config.cert: excludes cert_file"),
+        (
+            "tls_server_config: {cert: a, key: secret, client_auth_type: RequireAnyClientCert}",
+            "RequireAnyClientCert cannot be enforced: Python cannot require a certificate without verifying it",
+        ),
+        ("tls_server_config: {cert: a, key: secret, max_version: TLS11}", "max_version: TLS11 is not supported"),
+        (
+            "tls_server_config: {cert: a, key: secret, cipher_suites: [TLS_AES_128_GCM_SHA265]}",
+            "cipher_suites: unknown TLS_AES_128_GCM_SHA265; did you mean TLS_AES_128_GCM_SHA256?",
+        ),
+        (
+            "tls_server_config: {cert: a, key: secret, cipher_suites: [TLS_AES_128_GCM_SHA256]}",
+            "cipher_suites: has no suite of TLS 1.2",
+        ),
+        ("tls_server_config: {cert: a, key: secret, curve_preferences: [P256]}", "curve_preferences[0]: must be"),
+        ("rate_limit: {interval: often, burst: 1}", "rate_limit.interval: 'often' is not a duration"),
+        ("rate_limit: {interval: 1s}", "rate_limit.burst: 0 allows no request"),
         ("basic_auth_users: {alice: secret}", "basic_auth_users.alice: is not a bcrypt hash"),
         ("basic_auth_users: [secret]", "basic_auth_users: must map user names to bcrypt hashes"),
         ("basic_auth_users: {alice: 12345}", "basic_auth_users: must map user names to bcrypt hashes"),
@@ -222,3 +243,57 @@ def test_an_error_in_the_web_configuration_names_the_key(tmp_path: Path, text: s
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "12345" not in str(caught.value)
+
+
+def test_every_key_of_the_exporter_toolkit_is_known(tmp_path: Path) -> None:
+    """A file that other exporters use, too, does not stop this one; what differs is a warning."""
+    path = tmp_path / "web.yaml"
+    path.write_text(
+        f"""
+        tls_server_config:
+          cert: |
+            -----BEGIN CERTIFICATE-----
+          key: hidden
+          client_ca: authority
+          client_auth_type: RequestClientCert
+          min_version: TLS10
+          max_version: TLS12
+          cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256]
+          prefer_server_cipher_suites: false
+          curve_preferences: [X25519, CurveP256]
+        http_server_config:
+          http2: true
+          headers: {{Content-Security-Policy: "default-src 'self'", X-Content-Type-Options: nosniff}}
+        rate_limit: {{interval: 1m1.5s, burst: 20}}
+        basic_auth_users: {{alice: {HASH}}}
+        """,
+        encoding="utf-8",
+    )
+    web = load_web_config(path)
+    assert web.tls_server_config is not None
+    assert web.tls_server_config.ciphers == ("ECDHE-RSA-AES128-GCM-SHA256",)
+    assert web.rate_limit is not None
+    assert web.rate_limit.interval_s == 61.5
+    assert "hidden" not in repr(web)
+    assert web.warnings == (
+        "tls_server_config.min_version TLS10: TLS12 is used, because older versions are not secure",
+        "tls_server_config.client_auth_type RequestClientCert: no certificate is requested, because none is verified",
+        "tls_server_config.curve_preferences: only the first is used, X25519",
+        "http_server_config.http2 is ignored: this server supports HTTP/1.1 only",
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"{}", True),
+        (b"---\n{ } # open\n", True),
+        (b"# open\n{}\n", True),
+        (b"", False),
+        (b"# {}\n", False),
+        (b"null", False),
+        (b"{a: b}", False),
+    ],
+)
+def test_only_an_explicit_file_opens_the_exporter(data: bytes, expected: bool) -> None:
+    assert is_open_on_purpose(data) == expected

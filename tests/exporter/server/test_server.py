@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import http.client
+import json
 import shutil
 import socket
 import ssl
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from joulewatch_exporter.config.web import CIPHERS
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server import access as access_module
 from joulewatch_exporter.server.access import Access
@@ -159,9 +161,9 @@ def test_a_scrape_that_fails_is_a_500_and_is_logged(
 
 def test_the_timeout_of_prometheus_is_respected(serve: Serve, scrape: FakeScrape) -> None:
     web = serve(read_timeout_s=2.0)
-    for value in ("0.2", "10", "nonsense", "-1"):
+    for value in ("0.2", "10", "nonsense", "-1", "1e-9"):
         ask(web, headers={"X-Prometheus-Scrape-Timeout-Seconds": value})
-    assert [timeout_s for _, _, timeout_s in scrape.asked] == pytest.approx([0.15, 2.0, 2.0, 2.0])
+    assert [timeout_s for _, _, timeout_s in scrape.asked] == pytest.approx([0.15, 2.0, 2.0, 2.0, 0.05])
 
 
 @pytest.mark.parametrize(
@@ -242,11 +244,21 @@ def test_a_slow_peer_is_disconnected_and_delays_no_other(serve: Serve) -> None:
 def test_an_idle_connection_is_closed(serve: Serve) -> None:
     web = serve(keep_alive_s=0.1)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as idle:
-        assert idle.recv(100) == b""
+        idle.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
+        received = b""
+        while chunk := idle.recv(100):
+            received += chunk
+    assert received.endswith(b"is healthy\n")
+
+
+def test_a_connection_without_a_request_is_closed_sooner(serve: Serve) -> None:
+    web = serve(request_timeout_s=0.1)
+    with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as silent:
+        assert silent.recv(100) == b""
 
 
 def test_more_scrapes_at_a_time_than_allowed_are_refused(serve: Serve, scrape: FakeScrape) -> None:
-    web = serve(max_requests=2)
+    web = serve(max_requests=2, slot_wait_s=0.0)
     scrape.hold = threading.Event()
     busy = [threading.Thread(target=ask, args=(web,)) for _ in range(2)]
     for thread in busy:
@@ -363,6 +375,42 @@ def test_tls(serve: Serve, certificates: Path) -> None:
     assert tls_ask(web, certificates) == 200
 
 
+def test_inline_certificate_ciphers_and_curve(serve: Serve, certificates: Path, tmp_path: Path) -> None:
+    """The key never lies in another file, and only the chosen suite and curve are negotiated."""
+    settings = {
+        "cert": (certificates / "cert.pem").read_text(encoding="utf-8"),
+        "key": (certificates / "key.pem").read_text(encoding="utf-8"),
+        "cipher_suites": ["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"],
+        "curve_preferences": ["CurveP384"],
+    }
+    web = serve(access=web_config(tmp_path, json.dumps({"tls_server_config": settings})))
+
+    def negotiated(version: ssl.TLSVersion, curve: str | None = None) -> str | None:
+        context = ssl.create_default_context(cafile=certificates / "cert.pem")
+        context.maximum_version = version
+        if curve is not None:
+            context.set_ecdh_curve(curve)
+        with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as plain:
+            try:
+                with context.wrap_socket(plain, server_hostname="127.0.0.1") as secured:
+                    return (secured.cipher() or ("",))[0]
+            except ssl.SSLError:
+                return None
+
+    assert negotiated(ssl.TLSVersion.TLSv1_2) == "ECDHE-ECDSA-AES256-GCM-SHA384"
+    assert negotiated(ssl.TLSVersion.TLSv1_3, "secp384r1") is not None
+    assert negotiated(ssl.TLSVersion.TLSv1_3, "prime256v1") is None
+
+
+def test_a_cipher_that_openssl_lacks_is_an_error(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CIPHERS, "TLS_RSA_WITH_AES_128_CBC_SHA", "NO-SUCH-SUITE")
+    files = f"cert_file: {certificates}/cert.pem, key_file: {certificates}/key.pem"
+    with pytest.raises(ConfigError, match=r"cipher_suites: OpenSSL .* of this machine has no NO-SUCH-SUITE"):
+        web_config(tmp_path, f"tls_server_config: {{{files}, cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA]}}")
+
+
 def test_a_peer_without_a_tls_handshake_delays_no_other(serve: Serve, certificates: Path) -> None:
     web = serve(access=web_config(certificates, f"{TLS}}}"), handshake_timeout_s=0.3)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as silent:
@@ -444,7 +492,7 @@ def test_a_changed_file_is_reloaded_and_an_invalid_one_is_ignored(
     assert access.allows(basic("ali", "open sesame")["Authorization"])
     assert caplog.text.count("remain in effect") == 1
     assert "nonsense" not in caplog.text
-    users.write_text("{}", encoding="utf-8")
+    users.write_text("{}\n", encoding="utf-8")
     os.utime(users, ns=(2, 2))
     access.refresh()
     assert not access.required

@@ -1,0 +1,48 @@
+"""Scans for clients without a password: new ones at most once in a configured time.
+
+Energy counters that are read often show what other programs compute (CVE-2020-8694).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+
+from joulewatch_exporter.sampling.scan import FamilyScan
+
+
+class AgedScans:
+    """Keeps the last scans, and renews them when they are old enough."""
+
+    def __init__(
+        self,
+        fresh: Callable[[], tuple[FamilyScan, ...]],
+        min_age_s: float,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            fresh: Reads all families.
+            min_age_s: Time between two reads.
+            monotonic_s: Replaces the machine's clock in tests.
+        """
+        self._fresh = fresh
+        self._min_age_s = min_age_s
+        self._monotonic_s = monotonic_s
+        self._lock = threading.Lock()
+        self._scans: tuple[FamilyScan, ...] = ()
+        self._due_s: float | None = None
+
+    def get(self, only: Collection[str] | None = None) -> tuple[FamilyScan, ...]:
+        """Return the scans of all families or of some.
+
+        One read serves all choices of families: otherwise a client could get a read for each choice.
+        """
+        with self._lock:
+            if self._due_s is None or self._monotonic_s() >= self._due_s:
+                self._scans = self._fresh()
+                self._due_s = self._monotonic_s() + self._min_age_s
+            scans = self._scans
+        return tuple(scan for scan in scans if only is None or scan.collector in only)
