@@ -172,7 +172,7 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
             self.wait_for_rsp()
 
     def process_pktqueue(self) -> None:
-        while True:
+        while time.monotonic() < self._end_s:  # a BMC may send without end
             try:
                 data = bytearray(self._on_wire(lambda: self.socket.recv(_MAX_PACKET_BYTES)))
             except BlockingIOError:

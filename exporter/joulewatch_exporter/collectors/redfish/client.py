@@ -22,10 +22,10 @@ import urllib3
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors.base.targets import read_secret
+from joulewatch_exporter.collectors.redfish.exchange import MAX_HEADER_BYTES, Deadline, DeadlineAdapter, TooLongError
 from joulewatch_exporter.collectors.redfish.plan import ROOT, BusyError, ForbiddenError, Json, MissingError
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.collectors.redfish.tls import (
-    PinningAdapter,
     UntrustedError,
     certificate_reason,
     chain,
@@ -42,7 +42,12 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 
-MAX_BODY_BYTES: Final = 4 << 20
+MAX_BODY_BYTES: Final = 512 << 10
+"""The largest resource of the services that the tests emulate, a metric report of eight GPUs, has 3 KiB."""
+MAX_VALUES: Final = 20_000
+"""JSON values in one body; that report has 150. Values need far more memory than their text."""
+MAX_ALL_VALUES: Final = 30_000
+"""JSON values in one series of requests, which are kept together."""
 MAX_HOPS: Final = 3
 LOGOUT_S: Final = 2.0
 """Deadline for ending a session."""
@@ -91,8 +96,10 @@ class Client:
         self._target = target
         self._memory = memory
         self._root: tuple[Json, int] | None = None
-        self._end_s = 0.0
+        self._deadline = Deadline()
         self._span_s = 0.0
+        self.values = 0
+        """Number of JSON values that were received in this series of requests."""
         self._session: Session | None = None
         self._http = requests.Session()
         # REQUESTS_CA_BUNDLE would override verify; proxies and .netrc would send the password elsewhere.
@@ -109,13 +116,15 @@ class Client:
         if target.insecure:
             # `check` reports it; urllib3 would warn in each request.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        self._http.mount("https://", PinningAdapter(target.pin))
+        self._http.mount("https://", DeadlineAdapter(self._deadline, target.pin))
+        self._http.mount("http://", DeadlineAdapter(self._deadline))
         self.notes: list[str] = []
 
-    def begin(self, span_s: float) -> None:
-        """Start a series of requests with a common deadline in ``span_s``."""
+    def begin(self, span_s: float, *, values: int = 0) -> None:
+        """Start a series of requests with a common deadline in ``span_s``; ``values`` were received before."""
         self._span_s = span_s
-        self._end_s = time.monotonic() + span_s
+        self._deadline.end_s = time.monotonic() + span_s
+        self.values = values
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -177,6 +186,7 @@ class Client:
                 path = urljoin(url, response.headers.get("Location", ""))
                 continue
             self._check(response.status_code, url)
+            self._count_values(body, url)
             return _resource(body, url), read_at_ns
         raise SensorGlitchError(f"{self._url(path)}: redirected more than {MAX_HOPS} times")
 
@@ -330,9 +340,12 @@ class Client:
                 raise self._not_trusted(error) from None
             except requests.exceptions.ConnectTimeout:
                 raise SensorTimeoutError(f"{url}: no connection within {connect_s:.1f} s") from None
-            except requests.exceptions.Timeout:
+            except (requests.exceptions.Timeout, TimeoutError):
                 raise self._timeout(url) from None
             except requests.exceptions.ConnectionError as error:
+                if any(isinstance(inner, TooLongError) for inner in chain(error)):
+                    text = f"the headers of the answer are longer than {MAX_HEADER_BYTES >> 10} KiB"
+                    raise SensorGlitchError(f"{url}: {text}") from None
                 # The service closed the idle connection: try once more on a new one.
                 if is_last or not _was_cut(error):
                     raise _no_connection(url, error) from None
@@ -343,10 +356,10 @@ class Client:
         raise AssertionError("unreachable")
 
     def _left_s(self, url: str) -> float:
-        left_s = self._end_s - time.monotonic()
-        if left_s <= 0.0:
-            raise self._timeout(url)
-        return left_s
+        try:
+            return self._deadline.left_s()
+        except TimeoutError:
+            raise self._timeout(url) from None
 
     def _timeout(self, url: str) -> SensorTimeoutError:
         return SensorTimeoutError(f"{url}: no answer within {self._span_s:g} s")
@@ -371,9 +384,18 @@ class Client:
         while piece := read(_PIECE_BYTES):
             size += len(piece)
             if size > MAX_BODY_BYTES:
-                raise SensorGlitchError(f"{url}: answer longer than {MAX_BODY_BYTES >> 20} MiB")
+                raise SensorGlitchError(f"{url}: answer longer than {MAX_BODY_BYTES >> 10} KiB")
             self._left_s(url)
             yield piece
+
+    def _count_values(self, body: bytes, url: str) -> None:
+        # Before they are parsed. Each value but the first follows one of these characters.
+        values = sum(map(body.count, (b",", b"[", b"{"))) + 1
+        self.values += values
+        if values > MAX_VALUES:
+            raise SensorGlitchError(f"{url}: answer with more than {MAX_VALUES} JSON values")
+        if self.values > MAX_ALL_VALUES:
+            raise SensorGlitchError(f"{url}: all answers together have more than {MAX_ALL_VALUES} JSON values")
 
     def _check(self, status: int, url: str) -> None:
         if status == 200:

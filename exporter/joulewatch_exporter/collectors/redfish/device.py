@@ -142,6 +142,7 @@ class Service:
         self._previous: Plan | None = None
         self._memory = Memory()
         self._fetched: dict[str, tuple[Json, int]] = {}
+        self._fetched_values = 0
         self._notes: tuple[str, ...] = ()
         self._error: SensorError | None = None
         self._misses = 0
@@ -186,7 +187,7 @@ class Service:
         client: Client | None = None
         try:
             client = Client(self.target, self._memory)
-            client.begin(self.deadline_s)
+            client.begin(self.deadline_s, values=self._fetched_values)
             device = RedfishDevice(self, client, *self._find(client))
         except BaseException as error:
             if client is not None:
@@ -218,11 +219,12 @@ class Service:
         try:
             plan = discover(get, self.target, interval_s=self.interval_s, previous=self._previous)
         except SensorTimeoutError:
+            self._fetched_values = client.values
             raise  # the next attempt continues with the resources fetched so far
         except SensorError:
-            self._fetched = {}
+            self._fetched, self._fetched_values = {}, 0
             raise
-        self._fetched = {}
+        self._fetched, self._fetched_values = {}, 0
         self.timestamps = {
             index: _Timestamps(series, self.interval_s)
             for index, series in enumerate(plan.series)

@@ -8,8 +8,6 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from requests.adapters import HTTPAdapter
-
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import SensorDeniedError
 
@@ -19,19 +17,6 @@ class UntrustedError(SensorDeniedError):
 
     fix = ""
     """The setting of the target that makes it trusted; empty: unknown."""
-
-
-class PinningAdapter(HTTPAdapter):
-    """Accepts only the certificate with a fingerprint."""
-
-    def __init__(self, pin: str) -> None:
-        self._pin = pin
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **settings: Any) -> None:
-        if self._pin:
-            settings["assert_fingerprint"] = self._pin
-        super().init_poolmanager(connections, maxsize, block, **settings)
 
 
 def leaf_fingerprint(host: str, port: int, timeout_s: float = 2.0) -> str:
