@@ -199,7 +199,7 @@ def _add_web_flags(parser: Parser) -> None:
     web.add_argument(
         "--web.min-age",
         dest="web_min_age_seconds",
-        type=float,
+        type=number(ge=0, le=3600),
         metavar="SECONDS",
         help="clients without a password get new values at most once in this time (default: 0, with every scrape)",
     )

@@ -33,6 +33,7 @@ OUTSIDE: Final = {
     "joulewatch recommend --price": ("0", "-1"),
     "joulewatch runs --timeout": ("0", "-1"),
     "joulewatch sensors --seconds": ("0", "3601"),
+    "joulewatch-exporter --web.min-age": ("-1", "3601"),
     "joulewatch-exporter emulate --duration": ("0", "-1"),
 }
 """Flag -> finite numbers that it must reject."""
