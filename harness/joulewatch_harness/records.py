@@ -372,8 +372,6 @@ class PhasePowers:
     """Phase -> mean power while it lasts; a phase that took almost no time is missing."""
     standard_watts: Mapping[str, float]
     """Phase -> standard uncertainty."""
-    mean_watts: float
-    """Over the whole window."""
     intervals: int
     """Number of intervals between refreshes."""
 

@@ -22,6 +22,7 @@
 #include <linux/perf_event.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -37,6 +38,7 @@ enum { MOST = 512, MOST_FDS = 4096, TRACK = 65536 };
 
 /* A power that another process sets while it works: the last changes of the power, oldest first, in a ring. */
 struct track {
+	uint64_t changing; /* 1 from before the time of a change is taken until the change is stored */
 	uint64_t changes;
 	struct {
 		uint64_t at_ns;
@@ -166,8 +168,16 @@ static double tracked_joules(uint64_t at_ns)
 
 static uint64_t counted(const struct counter *c, uint64_t from_ns)
 {
-	uint64_t at_ns = now_ns() / refresh_ns * refresh_ns;
-	double joules = (full_power_ns(at_ns) - full_power_ns(from_ns)) / 1e9 * c->watts;
+	uint64_t at_ns = now_ns();
+	double joules;
+
+	/* A change that is not stored yet may be before now: its process may have lost the processor meanwhile. */
+	while (track && track->changing) {
+		sched_yield();
+		at_ns = now_ns();
+	}
+	at_ns = at_ns / refresh_ns * refresh_ns;
+	joules = (full_power_ns(at_ns) - full_power_ns(from_ns)) / 1e9 * c->watts;
 
 	if (!c->is_register)
 		joules += tracked_joules(at_ns) - tracked_joules(from_ns);

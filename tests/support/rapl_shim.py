@@ -69,7 +69,7 @@ class PowerTrack:
     _CHANGES = 65536
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(8 + 24 * self._CHANGES))
+        path.write_bytes(bytes(16 + 24 * self._CHANGES))
         self.path = path
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
@@ -81,10 +81,18 @@ class PowerTrack:
         """Set the power from a monotonic time on that is not before the last one."""
         self._joules = self.joules(at_ns)
         self._watts, self._at_ns = watts, at_ns
-        place = 8 + 24 * (self._changes % self._CHANGES)
+        place = 16 + 24 * (self._changes % self._CHANGES)
         struct.pack_into("=Qdd", self._memory, place, at_ns, self._joules, watts)
         self._changes += 1
-        struct.pack_into("=Q", self._memory, 0, self._changes)
+        struct.pack_into("=Q", self._memory, 8, self._changes)
+
+    def change(self, watts: float) -> int:
+        """Set the power from now on, and return the time; the counter is not read between the two."""
+        struct.pack_into("=Q", self._memory, 0, 1)
+        at_ns = time.monotonic_ns()
+        self.set(watts, at_ns)
+        struct.pack_into("=Q", self._memory, 0, 0)
+        return at_ns
 
     def joules(self, at_ns: int) -> float:
         """Return the true energy up to a time that is not before the last change."""

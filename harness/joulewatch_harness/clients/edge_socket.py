@@ -16,8 +16,8 @@ from joulewatch_harness.records import EdgeCounter, EdgeStep
 HEADER: Final = "Joulewatch-Edge-Socket"
 """Header of an answer to a scrape that names the socket."""
 FORMAT: Final = 1
-MISSED: Final = "the exporter was interrupted"
-"""Beginning of ``no_step`` of a counter that may have its refreshes at the next try."""
+MISSED: Final = ("the exporter was interrupted", "no step in time")
+"""Beginnings of ``no_step`` of a counter that may have its refreshes at the next try."""
 
 _REQUEST: Final = b"GET /edge HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _STATUS: Final = re.compile(rb"HTTP/1\.1 200 ")

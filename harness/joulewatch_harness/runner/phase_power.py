@@ -32,7 +32,9 @@ LARGEST_LOSS: Final = 0.01
 """Largest share of a phase's time whose spans are unknown, as in a network that reports only totals."""
 
 LARGEST_ERROR: Final = 3.0
-"""Refreshes whose times are less certain than the usual ones by this factor are not used."""
+LARGEST_ERROR_S: Final = 3e-5
+"""Refreshes whose times are less certain than this, or than the usual ones by that factor, are not used: they would mix
+up the phases. A quiet machine has 2 to 20 us."""
 
 _Key = tuple[str, str, str, str, str, str]
 
@@ -116,7 +118,8 @@ def phase_powers(
         end_s = start_s + (end_ns - start_ns) * 1e-9
         inside = [point for point in points if start_s <= point.at_s <= end_s]
         usual_s = float(np.median([point.error_s for point in inside])) if inside else 0.0
-        clear = [point for point in inside if point.error_s <= LARGEST_ERROR * usual_s]
+        usual_s = min(usual_s, LARGEST_ERROR_S)
+        clear = [point for point in inside if point.error_s <= min(LARGEST_ERROR * usual_s, LARGEST_ERROR_S)]
         at_ns = np.array([start_ns + (point.at_s - start_s) * 1e9 for point in clear])
         if fit := _fit(at_ns, np.array([point.joules for point in clear]), usual_s, names, phases.times_ns):
             exporter, scope, collector, component, device, domain = key
@@ -171,7 +174,6 @@ def _fit(
     return {
         "watts": {all_names[number]: float(value) for number, value in zip(present, watts, strict=True)},
         "standard_watts": {all_names[number]: float(value) for number, value in zip(present, standard, strict=True)},
-        "mean_watts": mean_watts,
         "intervals": count,
     }
 

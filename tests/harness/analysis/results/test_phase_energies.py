@@ -33,7 +33,6 @@ def powers(device: str = "socket0", standard: float = 0.1, **standards: float) -
         domain="package",
         watts=WATTS,
         standard_watts={name: standards.get(name, standard) for name in WATTS},
-        mean_watts=97.0,
         intervals=500,
     )
 
