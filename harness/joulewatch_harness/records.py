@@ -25,7 +25,9 @@ SCHEMA_VERSION: Final = 2
 
 WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
 METER: Final = "meter"
-"""Key of the plan in the runs of ``joulewatch.Meter``: ``library`` or ``command``."""
+"""Key of the plan in the runs of ``joulewatch.Meter``: ``library`` or ``command``; of an imported log: ``import``."""
+IMPORT: Final = "import"
+"""Collector of the sensors of an imported log."""
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
 
 
@@ -218,6 +220,11 @@ class RunHeader:
     def is_metered(self) -> bool:
         """Whether the user's own code was measured (``joulewatch.Meter``): its load before a window is not known."""
         return self.plan.get(METER) is not None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the energy is that of a log of another meter (``joulewatch import``)."""
+        return any(sensor.collector == IMPORT for sensor in self.sensors)
 
     def provenance_text(self, *keys: str) -> str:
         """Return one string of the provenance, such as that of the keys ``cpu`` and ``model``; empty if unknown."""

@@ -12,6 +12,7 @@ import numpy as np
 from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks
 from joulewatch_harness.analysis.energy.from_edges import energy_from_edges
 from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
 from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, WindowEnergy
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
@@ -142,6 +143,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     sensors = known_sensors(record, history)
     clocks = run_clocks(record, {sensor.exporter for sensor in sensors})
     counters = {sensor: counter for sensor, counter in history.counters.items() if not clocks.was_set(sensor.exporter)}
+    powers = {sensor: power for sensor, power in history.powers.items() if not clocks.was_set(sensor.exporter)}
     readings = [
         (_readings_at(window.start_edge, steps), _readings_at(window.end_edge, steps))
         for window, steps in zip(record.windows, clocks.steps, strict=True)
@@ -154,8 +156,9 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     data = [
         _SensorData(
             sensor=sensor,
-            traits=traits_of(metadata, counters.get(sensor)),
+            traits=traits_of(metadata, counters.get(sensor, powers.get(sensor))),
             counter=counters.get(sensor),
+            power=powers.get(sensor),
             max_gap_s=default_max_gap_s(counters[sensor].spacing_s) if sensor in counters else None,
             restarts_s=history.starts.get(sensor.exporter),
             range_watts=ranges.get(sensor, (0.0, 0.0)),
@@ -204,6 +207,8 @@ class _SensorData:
     sensor: SensorId
     traits: Traits
     counter: Series | None
+    power: Series | None
+    """Of a sensor without a counter."""
     max_gap_s: float | None
     restarts_s: Floats | None
     range_watts: tuple[float, float]
@@ -265,8 +270,18 @@ def _measure(
             )
         except CoverageError as error:
             problems.append(error)
+    elif data.power is not None:
+        try:
+            by_history = energy_from_power(data.power, span, data.traits, offset=offsets.window)
+        except CoverageError as error:
+            problems.append(error)
     still = [energy for energy in (by_edges, by_history) if energy is not None and energy.joules == 0.0]
-    if still and sensor.scope != "part" and span.duration_s < REFRESHES_PER_WINDOW * data.traits.refresh_s:
+    if (
+        still
+        and data.power is None
+        and sensor.scope != "part"
+        and span.duration_s < REFRESHES_PER_WINDOW * data.traits.refresh_s
+    ):
         # Every device draws power: the counter has not been updated. In longer windows it is frozen.
         text = f"the counter was not updated in the window of {span.duration_s:.3g} s; use a longer window"
         problems.append(CoverageError("below_refresh", text))

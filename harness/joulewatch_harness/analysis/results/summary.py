@@ -78,7 +78,7 @@ def analyze_run(
     if source is not None:
         report(f"reading samples from {source.describe()}")
         # The exporters of the run; if a foreign record names none, all exporters of the source.
-        history = source.history(run_spans(record), record.header.exporters or None)
+        history = source.history(run_spans(record), record.header.exporters or None, power=record.header.is_imported)
         record = _with_nodenames(record, history)
     report("integrating")
     findings = list(audit_record(record))

@@ -166,7 +166,7 @@ _OF_NETWORKS: Final = (
 
 
 def _exporter_missing(run: MeasuredRun) -> Iterator[Finding]:
-    seen = {sensor.exporter for sensor in run.history.counters}
+    seen = {sensor.exporter for sensor in (*run.history.counters, *run.history.powers)}
     for exporter in sorted({exporter_record.name for exporter_record in run.record.header.exporters} - seen):
         yield Finding(
             severity="warning",
@@ -195,13 +195,18 @@ def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
         for sensor, result in measured.sensors.items():
             if result.clock_doubt_s:
                 windows.setdefault((sensor.exporter, result.clock_doubt_s), set()).add(measured.window.index)
+    fix = (
+        "Synchronise the clock of the meter with that of the measured machine"
+        if run.record.header.is_imported
+        else "Name the exporter with --exporter, so that it is read at the edges; an exporter of version 0.1.0 must be "
+        "updated, too"
+    )
     for (exporter, doubt_s), indexes in windows.items():
         yield Finding(
             severity="warning",
             reason="clock_unknown",
             text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of {len(indexes)} "
-            f"windows allows for {doubt_s:g} s. Name the exporter with --exporter, so that it is read at the "
-            "edges; an exporter of version 0.1.0 must be updated, too",
+            f"windows allows for {doubt_s:g} s. {fix}",
             evidence={"exporter": exporter, "windows": len(indexes), "offset_s": doubt_s},
         )
 
