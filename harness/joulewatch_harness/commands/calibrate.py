@@ -47,7 +47,7 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
     )
     log.add_argument("--power", metavar="COLUMN", default="", help="column of the power")
     log.add_argument("--energy", metavar="COLUMN", default="", help="or column of a counter of energy")
-    log.add_argument("--unit", default="", help="W, mW, kW, J, Wh or kWh (default: W, or J)")
+    log.add_argument("--unit", default="", help="W, mW, uW, kW, or J, mJ, uJ, Wh, kWh (default: W, or J)")
     log.add_argument(
         "--timezone", metavar="ZONE", default="", help="zone of times without one: Europe/Zurich, UTC, +01:00"
     )

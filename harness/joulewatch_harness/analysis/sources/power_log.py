@@ -1,4 +1,4 @@
-"""Logs of other meters: plain CSV with a column of times and one of power or energy.
+"""Logs of other meters: plain CSV with a column of times and one of power or energy; see ``log_formats`` for others.
 
 A log has no metadata: its unit is given, its resolution follows from the digits of its values, and its time between
 updates from its rows. What is not known is not guessed: a time without a zone, a value that is not a number, or
@@ -13,19 +13,19 @@ import io
 import math
 import re
 import zoneinfo
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from joulewatch_harness.analysis.sources.series import Series, Traits
+from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 
-POWER_UNITS: Final = {"W": 1.0, "mW": 1e-3, "kW": 1e3}
-ENERGY_UNITS: Final = {"J": 1.0, "Wh": 3600.0, "kWh": 3.6e6}
+POWER_UNITS: Final = {"W": 1.0, "mW": 1e-3, "kW": 1e3, "uW": 1e-6}
+ENERGY_UNITS: Final = {"J": 1.0, "Wh": 3600.0, "kWh": 3.6e6, "mJ": 1e-3, "uJ": 1e-6}
 UNITS: Final = (*POWER_UNITS, *ENERGY_UNITS)
 DEFAULT_TIME: Final = "time"
 _MISSING: Final = frozenset({"", "-", "--", "n/a", "nan", "null", "none"})
@@ -34,6 +34,8 @@ _ROWS_FOR_DIGITS: Final = 1000
 _LATEST_S: Final = 1e11
 """Larger numbers are not Unix seconds, but milliseconds or less."""
 _OFFSET: Final = re.compile(r"([+-])(\d{2}):?(\d{2})")
+Row = tuple[int, str, str, str]
+"""Line, time, value and device of a log, as written; the device is empty if the log is of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,8 @@ class PowerLog:
     series: Series
     """Watts, or joules of a counter, on the clock of the log."""
     traits: Traits
+    device: str = ""
+    """Of a log of several devices."""
 
     @property
     def span(self) -> tuple[float, float]:
@@ -131,57 +135,54 @@ def read_power_log(path: Path, form: LogFormat) -> PowerLog:
         ConfigError: The file cannot be read, a column is missing, a value is not valid, or times do not increase; the
             text names file and line.
     """
+    text = read_text(path)
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter_of(text))
+    column = form.power or form.energy
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        header = [name.strip() for name in next(rows, [])]
+        at = [column_of(path, name, header) for name in (form.time, column)]
+        (log,) = logs_of_rows(path, _csv_rows(path, rows, *at), form, time_parser(form))
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {rows.line_num}: is not CSV: {error}") from error
+    return log
+
+
+def read_text(path: Path) -> str:
+    """Return a log as text.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8") from error
-    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
-    column = form.power or form.energy
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        at = [_column(path, name, header) for name in (form.time, column)]
-        times_s, values, digits = _read(path, rows, at, form)
-    except csv.Error as error:
-        raise ConfigError(f"{path}: line {rows.line_num}: is not CSV: {error}") from error
-    if len(times_s) < 2:
-        raise ConfigError(f"{path}: fewer than two rows with a value in the column {column!r}")
-    series = Series(np.array(times_s), np.array(values) * form.factor, {"__name__": column})
-    step = 10.0**-digits * form.factor
-    is_energy = bool(form.energy)
-    return PowerLog(path=path, is_energy=is_energy, series=series, traits=_traits(series, step, is_energy=is_energy))
 
 
-def _delimiter(text: str) -> str:
-    """Return the delimiter of the first line that has the most of it."""
-    head = text.partition("\n")[0]
-    return max(",;\t", key=head.count)
+def logs_of_rows(
+    path: Path,
+    rows: Iterable[Row],
+    form: LogFormat,
+    parse: Callable[[str], float],
+    *,
+    increments: bool = False,
+) -> list[PowerLog]:
+    """Return the log of each device.
 
+    Args:
+        path: The file, for messages.
+        rows: Its rows, in order.
+        form: Columns and unit.
+        parse: Turns a time into Unix seconds; raises ValueError.
+        increments: An energy is that since the row before, not that of a counter.
 
-def _column(path: Path, name: str, header: Sequence[str]) -> int:
-    if header.count(name) != 1:
-        problem = unknown("column", name, header) if name not in header else f"the column {name!r} is there twice"
-        raise ConfigError(f"{path}: {problem}")
-    return header.index(name)
-
-
-def _read(
-    path: Path, rows: Iterator[list[str]], at: Sequence[int], form: LogFormat
-) -> tuple[list[float], list[float], int]:
-    """Return the times, the values in the unit of the log, and the largest number of decimals."""
-    times_s: list[float] = []
-    values: list[float] = []
-    digits = 0
-    time_at, value_at = at
-    parse = _time_parser(form)
-    for line, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        try:
-            time_text, text = row[time_at].strip(), row[value_at].strip()
-        except IndexError:
-            raise ConfigError(f"{path}: line {line}: has only {len(row)} columns") from None
+    Raises:
+        ConfigError: A value or time is not valid; the text has the line.
+    """
+    devices: dict[str, _Rows] = {}
+    for line, time_text, text, device in rows:
         try:
             value = float(text)
         except ValueError:
@@ -194,15 +195,91 @@ def _read(
             time_s = parse(time_text)
         except ValueError as error:
             raise ConfigError(f"{path}: line {line}: {error}") from None
-        if times_s and time_s <= times_s[-1]:
+        kept = devices.get(device)
+        if kept is None:
+            kept = devices[device] = _Rows()
+        elif time_s <= kept.times_s[-1]:
             raise ConfigError(f"{path}: line {line}: the time {time_text!r} is not later than that of the row before")
-        if form.energy and values and value < values[-1]:
+        elif form.energy and not increments and value < kept.values[-1]:
             raise ConfigError(f"{path}: line {line}: the energy falls to {text}: the meter was reset")
-        times_s.append(time_s)
-        values.append(value)
-        if len(values) <= _ROWS_FOR_DIGITS:
-            digits = max(digits, _decimals(text))
-    return times_s, values, digits
+        if increments and value < 0:
+            raise ConfigError(f"{path}: line {line}: the energy {text} is negative")
+        kept.times_s.append(time_s)
+        kept.values.append(value)
+        if len(kept.values) <= _ROWS_FOR_DIGITS:
+            kept.digits = max(kept.digits, _decimals(text))
+    if not devices or min(len(kept.values) for kept in devices.values()) < 2:
+        raise ConfigError(f"{path}: fewer than two rows with a value in the column {form.power or form.energy!r}")
+    return [
+        power_log(
+            path,
+            np.array(kept.times_s),
+            np.array(kept.values),
+            form,
+            step=10.0**-kept.digits,
+            device=device,
+            increments=increments,
+        )
+        for device, kept in devices.items()
+    ]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of one device, in the unit of the log."""
+
+    times_s: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    digits: int = 0
+    """The largest number of decimals."""
+
+
+def power_log(
+    path: Path,
+    times_s: Floats,
+    values: Floats,
+    form: LogFormat,
+    *,
+    step: float,
+    device: str = "",
+    increments: bool = False,
+) -> PowerLog:
+    """Return a log of one device; values and their step are in the unit of the log."""
+    is_energy = bool(form.energy)
+    if increments:
+        # The first value is of the time before the first row.
+        values = np.concatenate(([0.0], np.cumsum(values[1:])))
+    series = Series(times_s, values * form.factor, {"__name__": form.power or form.energy})
+    traits = _traits(series, step * form.factor, is_energy=is_energy)
+    return PowerLog(path=path, is_energy=is_energy, series=series, traits=traits, device=device)
+
+
+def delimiter_of(text: str) -> str:
+    """Return the delimiter of the first line that has the most of it."""
+    head = text.partition("\n")[0]
+    return max(",;\t", key=head.count)
+
+
+def column_of(path: Path, name: str, header: Sequence[str]) -> int:
+    """Return the place of a column.
+
+    Raises:
+        ConfigError: It is missing, or there twice.
+    """
+    if header.count(name) != 1:
+        problem = unknown("column", name, header) if name not in header else f"the column {name!r} is there twice"
+        raise ConfigError(f"{path}: {problem}")
+    return header.index(name)
+
+
+def _csv_rows(path: Path, rows: Iterator[list[str]], time_at: int, value_at: int) -> Iterator[Row]:
+    for line, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        try:
+            yield line, row[time_at].strip(), row[value_at].strip(), ""
+        except IndexError:
+            raise ConfigError(f"{path}: line {line}: has only {len(row)} columns") from None
 
 
 def _decimals(text: str) -> int:
@@ -210,7 +287,8 @@ def _decimals(text: str) -> int:
     return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
 
 
-def _time_parser(form: LogFormat) -> Callable[[str], float]:
+def time_parser(form: LogFormat) -> Callable[[str], float]:
+    """Return a function that turns a time of a log into Unix seconds; it raises ValueError."""
     zone = zone_of(form.timezone)
 
     def parse(text: str) -> float:
