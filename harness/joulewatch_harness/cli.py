@@ -34,6 +34,7 @@ SUMMARIES: Final = {
     "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
     "calibrate": "compare a sensor with a meter over the windows of a run, and write its calibration",
+    "import": "turn the log of another meter or tool into a recording that energy and analyze read",
     "sensors": "list the sensors of an exporter, and how short a window each one can measure",
     "runs": "list the stored runs, or push one to Prometheus",
     "export": "convert a recording to OpenMetrics text for promtool",
@@ -41,6 +42,8 @@ SUMMARIES: Final = {
     "runtimes": "list the runtimes with their options, and whether they are installed",
 }
 """Subcommand -> one line of help; each is defined in ``commands/<name>.py``, imported only when it is needed."""
+_MODULES: Final = {"import": "import_log"}
+"""Subcommand -> module, where the name is a keyword of Python."""
 
 EXAMPLES: Final = (
     ("joulewatch profile --preset quick", "measure the built-in network in about a minute"),
@@ -92,7 +95,8 @@ def make_parser(commands: Iterable[str] = SUMMARIES) -> Parser:
 
 
 def _module(command: str) -> Command:
-    return cast(Command, importlib.import_module(f"joulewatch_harness.commands.{command}"))
+    name = _MODULES.get(command, command)
+    return cast(Command, importlib.import_module(f"joulewatch_harness.commands.{name}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile measure analyze compare report layers fit predict recommend device energy calibrate sensors runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window -r
+set -g _shtab_joulewatch_commands profile measure analyze compare report layers fit predict recommend device energy calibrate import sensors runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window --windows -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -248,7 +248,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l reference -x -d
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l time -x -d 'column of the times: Unix seconds or ISO 8601 (default: time)'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l power -x -d 'column of the power'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l energy -x -d 'or column of a counter of energy'
-complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l unit -x -d 'W, mW, kW, J, Wh or kWh (default: W, or J)'
+complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l unit -x -d 'W, mW, uW, kW, or J, mJ, uJ, Wh, kWh (default: W, or J)'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l timezone -x -d 'zone of times without one: Europe/Zurich, UTC, +01:00'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l accuracy -x -d 'accuracy of the meter, such as 1% (default: unknown)'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l reference-name -x -d 'name of the meter in results (default: the name of the log)'
@@ -260,6 +260,24 @@ complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l format -xka "ta
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using calibrate' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a import -d 'Turn the log of another meter or tool into a recording that energy and analyze read.'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'recording to write (.sqlite)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l windows -x -d 'windows to measure: CSV with the columns name, start, end and perhaps inferences, mlperf_log_detail.txt, or a run'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l time -x -d 'column of the times (default: time)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l power -x -d 'column of the power'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l energy -x -d 'or column of a counter of energy'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l unit -x -d 'W, mW, uW, kW, or J, mJ, uJ, Wh, kWh (default: that of the format; of CSV, W or J)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l timezone -x -d 'zone of times without one: Europe/Zurich, UTC, +01:00'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l clock-offset -x -d 'added to the times of the log (default: 0)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l accuracy -x -d 'accuracy of the meter, such as 1% (default: unknown)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l name -x -d 'name of the meter in results (default: the name of the log)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l scope -xka "device node" -d 'what the meter measures: one device, or the whole machine (default: that of the format; of CSV, node)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a sensors -d 'List the sensors of an exporter, and how short a window each one can measure.'
 complete -c joulewatch -n '_shtab_joulewatch_using sensors' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using sensors' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,33 @@ class RecordingWriter:
             self._connection.executemany("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", rows)
             # After a gap (see add_failure), or when a series reappears, its info is stored again.
             self._known_info[exporter_id] = info
+
+    def add_series(
+        self,
+        exporter: str,
+        metric: str,
+        labels: Mapping[str, str],
+        times_s: Sequence[float],
+        values: Sequence[float],
+    ) -> None:
+        """Store a whole series, such as that of an imported log, in one transaction."""
+        with self._transaction():
+            self._connection.execute("INSERT OR IGNORE INTO exporter (name, url) VALUES (?, '')", (exporter,))
+            row = self._connection.execute("SELECT id FROM exporter WHERE name = ?", (exporter,)).fetchone()
+            exporter_id = int(row[0])
+            text = json.dumps(dict(labels), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            series_id = self._connection.execute(
+                "INSERT INTO series (exporter_id, metric, labels) VALUES (?, ?, ?)", (exporter_id, metric, text)
+            ).lastrowid
+            (last,) = self._connection.execute("SELECT coalesce(max(id), 0) FROM scrape").fetchone()
+            self._connection.executemany(
+                "INSERT INTO scrape (id, exporter_id, started_ns, duration_ns) VALUES (?, ?, ?, 0)",
+                ((number, exporter_id, _ns(time_s)) for number, time_s in enumerate(times_s, last + 1)),
+            )
+            self._connection.executemany(
+                "INSERT INTO sample VALUES (?, ?, ?)",
+                ((series_id, number, value) for number, value in enumerate(values, last + 1)),
+            )
 
     def add_failure(self, exporter: ExporterClient, started_at_s: float, failed_at_s: float, error: str) -> None:
         """Store that a scrape failed, and why, so that gaps have a reason."""
