@@ -1,6 +1,7 @@
 """The command ``joulewatch``: select the subcommand, set up logging, turn errors into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 bad arguments or configuration, 3 audit failed under ``--strict``, 4 undecided.
+Exit codes: 0 done, 1 failed, 2 bad arguments or configuration, 3 audit failed under ``--strict`` or
+energy above a limit, 4 undecided.
 Results go to stdout, everything else to stderr.
 """
 

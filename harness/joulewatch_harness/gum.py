@@ -119,6 +119,7 @@ def expand(
     systematic: Sequence[tuple[float, float]] = (),
     rectangular: float = 0.0,
     coverage: float = COVERAGE,
+    comparisons: int = 1,
 ) -> Expanded:
     """Combine the parts of a budget to an uncertainty at 95 % coverage.
 
@@ -135,16 +136,21 @@ def expand(
         rectangular: Standard uncertainty of the largest uniform one of them. If it dominates, k is 1.65: with 1.96
             the interval would exceed its bounds.
         coverage: Of Student's factor for the repeats: more than 95 % if their number depends on their scatter.
+        comparisons: Number of intervals that shall hold together at 95 % (Bonferroni: each has 1/n of the risk).
     """
+    together = 1.0 - (1.0 - COVERAGE) / comparisons
+    normal, uniform = NORMAL_95, RECTANGULAR_95
+    if comparisons > 1:
+        normal, uniform = student_factor(math.inf, together), together * math.sqrt(3.0)
     scatter = math.hypot(*(u for u, _ in repeats))
     dof = max(effective_dof(repeats), 1.0)
-    varying = student_factor(dof, coverage) * scatter
-    if varying <= NORMAL_95 * random:
-        scatter, dof, varying = random, math.inf, NORMAL_95 * random
+    varying = student_factor(dof, 1.0 - (1.0 - coverage) / comparisons) * scatter
+    if varying <= normal * random:
+        scatter, dof, varying = random, math.inf, normal * random
     variance = math.fsum((scatter * scatter, *(u * u for u, _ in systematic)))
     rest = math.sqrt(max(variance - rectangular * rectangular, 0.0))
-    k = RECTANGULAR_95 if rectangular > 0.0 and rest <= _DOMINANT_RATIO * rectangular else NORMAL_95
-    factors = (student_factor(dof) if math.isfinite(dof) else k for _, dof in systematic)
+    k = uniform if rectangular > 0.0 and rest <= _DOMINANT_RATIO * rectangular else normal
+    factors = (student_factor(dof, together) if math.isfinite(dof) else k for _, dof in systematic)
     expanded = math.hypot(varying, *(factor * u for factor, (u, _) in zip(factors, systematic, strict=True)))
     return Expanded(expanded, math.sqrt(variance), dof)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, read_json
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not let errors cancel that both sides share (accuracy of a sensor, idle power)",
     )
+    add_limit_argument(parser)
     parser.add_argument(
         "--figure",
         metavar="FILE",
@@ -54,6 +56,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without the host of an accelerator",
     )
     add_prometheus_arguments(parser)
+
+
+def add_limit_argument(parser: argparse.ArgumentParser, default: float | None = None) -> None:
+    """Add ``--fail-above``, the limit of an increase in percent."""
+    parser.add_argument(
+        "--fail-above",
+        metavar="PERCENT",
+        type=percent,
+        default=default,
+        help="exit code 3 if the energy per inference has risen by significantly more than this, such as 3%%; 4 if "
+        "that is undecided" + ("" if default is None else f" (default: {default:g}%%)"),
+    )
+
+
+def percent(text: str) -> float:
+    """Return a share in percent; the sign ``%`` may be omitted."""
+    try:
+        return number(ge=0.0)(text.removesuffix("%"))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be a percentage >= 0, such as 3%, got {text!r}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +119,14 @@ def run(args: argparse.Namespace) -> int:
         lines = lines_of(list(sides.values()), main_device=args.main_device)
         write_runs_figure(lines, args.figure, main_device=args.main_device)
         print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
-    return 0
+    if args.fail_above is None:
+        return 0
+    from joulewatch_harness.analysis.results import gate
+
+    checks = gate.check_comparison(comparison, args.fail_above)
+    for check in checks:
+        print(gate.sentence(check), file=sys.stderr)  # noqa: T201
+    return gate.exit_code(checks)
 
 
 def pairs_of_figure(chosen: Sequence[tuple[Run, tuple[str, ...]]]) -> list[tuple[Side, Side]]:

@@ -75,7 +75,7 @@ from joulewatch_harness.analysis.results.stored_results import (
 )
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.gum import standard_error
+from joulewatch_harness.gum import COVERAGE, standard_error
 from joulewatch_harness.names import unknown
 
 Verdict = Literal["significant", "no significant difference", "undecided", "missing"]
@@ -112,6 +112,8 @@ class Row:
     """Budget components that are the same error in A and B."""
     paired_rounds: int = 0
     """Number of rounds whose differences give the scatter; 0: the scatters of A and B are independent."""
+    coverage: float = COVERAGE
+    """Of Student's factor for the repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +281,7 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         percent=percent,
         cancelled=tuple(sorted(name for name in names_a & names_b if shared(name))),
         paired_rounds=len(rounds),
+        coverage=coverage,
     )
     if REPEATS not in names_a or REPEATS not in names_b:
         return replace(

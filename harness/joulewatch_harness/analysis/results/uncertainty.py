@@ -133,9 +133,13 @@ def combine_mean(
 
 
 def estimate_of(
-    value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None, coverage: float = COVERAGE
+    value: float,
+    lines: Sequence[BudgetLine],
+    rounds: Mapping[int, float] | None = None,
+    coverage: float = COVERAGE,
+    comparisons: int = 1,
 ) -> Estimate:
-    """Return a value with the combined uncertainty of its budget; ``coverage`` as for ``combine_mean``."""
+    """Return a value with the combined uncertainty of its budget; the last two arguments are those of ``expand``."""
     repeats = [line for line in lines if not line.systematic and math.isfinite(line.dof)]
     random = [line for line in lines if not line.systematic and math.isinf(line.dof)]
     result = expand(
@@ -144,6 +148,7 @@ def estimate_of(
         [(line.standard, line.dof) for line in lines if line.systematic],
         max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0),
         coverage,
+        comparisons,
     )
     unused = random if math.isfinite(result.dof) else repeats
     return Estimate(
