@@ -35,7 +35,7 @@ def profile(plan: str | Path | Mapping[str, Any] | None = None, /, **keys: Any) 
     prometheus = load_options(checked.prometheus or None, config, None)
     with contextlib.ExitStack() as stack:
         prepared = prepare(checked, prometheus, stack)
-        end = measure_plan(prepared, stack)
+        end, _ = measure_plan(prepared, stack)
     if end.status == "failed":
         raise JoulewatchError(f"run {prepared.run}: {end.text} ({prepared.folder / 'journal.jsonl'})")
     return load(prepared.folder, prometheus=prometheus)

@@ -91,6 +91,14 @@ class CoverageError(JoulewatchError):
 
 
 LONGEST_TEXT: Final = 300
+
+
+def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Return text of a server or a file for one line of a terminal: without control characters, and cut."""
+    words = " ".join(text[: 4 * longest].split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)[:longest]
+
+
 _INSTALLED: Final = tuple(
     f"{folder}{os.sep}"
     for folder in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))

@@ -162,13 +162,14 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         prepared = prepare(plan, prometheus, stack)
         try:
-            end = measure_plan(prepared, stack)
+            end, delivered = measure_plan(prepared, stack)
         except RecordError:
             if (prepared.folder / "journal.jsonl").exists():
                 _report(f"Analyze the windows stored so far with: joulewatch analyze {prepared.folder}")
             raise
     _report(f"run {prepared.run}: {end.status}{f' ({end.text})' if end.text else ''}")
-    return _conclude(prepared, end, args)
+    status = _conclude(prepared, end, args)
+    return status or (EXIT_FAILED if delivered.parked else EXIT_DONE)
 
 
 def plan_from(args: argparse.Namespace) -> Plan:
@@ -262,7 +263,8 @@ def _precisions_of(network: str, precisions: Sequence[str] | None) -> dict[str, 
     return {"precision": list(DEFAULT_PRECISIONS)} if network == DEFAULT_NETWORK else {}
 
 
-def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
+def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEnd, DeliveryReport]:
+    """Measure; return the last line of the journal, and what was delivered."""
     from joulewatch_harness.clients.exporter import ExporterClient
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
@@ -335,7 +337,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
         report = delivery.close(DELIVERY_WAIT_S)
         if prepared.prometheus is not None:
             _report_delivery(report, prepared)
-    return end
+    return end, report
 
 
 def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:
@@ -433,13 +435,14 @@ def _report_sensors(sensors: Sequence[SensorRecord]) -> None:
 def _report_delivery(report: DeliveryReport, prepared: Prepared) -> None:
     assert prepared.prometheus is not None
     _report(f"{report.delivered} windows are in {prepared.prometheus.url} (confirmed by reading back)")
-    for parked in report.parked:
-        _report(f"refused: {parked}")
-    if not report.complete:
+    push = f"joulewatch runs push {prepared.folder} --prometheus {prepared.prometheus.url}"
+    for what, reason in report.refusals():
+        _report(f"{what} refused: {reason}; the journal has everything: {push}")
+    if report.pending or report.trouble:
         why = f": {report.trouble}" if report.trouble else ""
         _report(
-            f"{report.pending} windows are not delivered yet{why}; they are in the journal. Deliver them with: "
-            f"joulewatch runs push {prepared.folder} --prometheus {prepared.prometheus.url}"
+            f"{_count(report.pending, 'window')} not delivered yet{why}; the journal has everything. "
+            f"Deliver the rest with: {push}"
         )
 
 

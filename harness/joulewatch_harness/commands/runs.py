@@ -176,25 +176,24 @@ def _text(plan: Any, key: str) -> str | None:
 
 
 def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> None:
-    total = report.delivered + report.pending + sum(parked.what.startswith("window") for parked in report.parked)
     if form == "json":
-        answer = {"run": name, "prometheus": url, "windows": total, **asdict(report), "complete": report.complete}
+        answer = {"run": name, "prometheus": url, **asdict(report), "complete": report.complete}
         text = json_text(answer)
     elif form == "csv":
         columns: list[Column[DeliveryReport]] = [
             Column("run", lambda _: name),
             Column("prometheus", lambda _: url),
-            Column("windows", lambda _: total),
+            Column("windows", lambda report: report.windows),
             Column("delivered", lambda report: report.delivered),
             Column("pending", lambda report: report.pending),
             Column("parked", lambda report: len(report.parked)),
         ]
         text = Table(columns, [report]).csv()
     else:
-        text = f"{name}: {report.delivered} of {total} windows are in {url}\n"
+        text = f"{name}: {report.delivered} of {report.windows} windows are in {url}\n"
     sys.stdout.write(text)
-    for parked in report.parked:
-        print(f"{parked.what}: rejected: {parked.reason}", file=sys.stderr)  # noqa: T201
+    for what, reason in report.refusals():
+        print(f"{what} refused: {reason}", file=sys.stderr)  # noqa: T201
     if report.trouble:
         print(f"incomplete: {report.trouble}", file=sys.stderr)  # noqa: T201
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_harness.clocktime import to_ms
-from joulewatch_harness.delivery.sinks import Item, RejectedError, Sink, UnavailableError
-from joulewatch_harness.errors import QueryError
+from joulewatch_harness.delivery.sinks import Item, RejectedError, Sink
+from joulewatch_harness.errors import describe
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,17 @@ class Parked:
     """``start``, ``end`` or ``window 7``."""
     reason: str
 
+    @property
+    def is_window(self) -> bool:
+        return self.what.startswith("window")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryReport:
     """The result of delivering a run's annotations."""
 
+    windows: int
+    """Windows of the run so far."""
     delivered: int
     """Windows that have been read back from Prometheus."""
     pending: int
@@ -56,7 +62,17 @@ class DeliveryReport:
     @property
     def complete(self) -> bool:
         """Whether all windows, and the start and end so far, are in Prometheus."""
-        return not self.pending and not self.parked and not self.trouble
+        return self.delivered == self.windows and not self.parked and not self.trouble
+
+    def refusals(self) -> list[tuple[str, str]]:
+        """Return what was refused for each reason: (``7 windows were``, reason)."""
+        names: dict[str, list[str]] = {}
+        for parked in self.parked:
+            names.setdefault(parked.reason, []).append(parked.what)
+        return [
+            (f"{items[0]} was" if len(items) == 1 else f"{len(items)} windows were", reason)
+            for reason, items in names.items()
+        ]
 
 
 class DeliveredLog:
@@ -152,16 +168,11 @@ class Courier:
         self._write_wait_s = FIRST_WAIT_S
         self._check_at_s = 0.0
         self._check_wait_s = FIRST_CHECK_S
+        self._windows = 0
         self.delivered = 0
         self.parked: list[Parked] = []
         self.trouble = ""
         """Why the last attempt failed; empty after a success."""
-
-    @property
-    def open_windows(self) -> int:
-        """Number of windows that are neither delivered nor refused."""
-        items = [item for item, _ in self._pending] + [sent.item for sent in self._sent.values()]
-        return sum(item.window is not None for item in items)
 
     @property
     def done(self) -> bool:
@@ -170,18 +181,27 @@ class Courier:
 
     def add(self, item: Item) -> None:
         """Add an item; items are written in the order in which they were added."""
+        self._windows += item.window is not None
         self._pending.append((item, 0))
 
-    def report(self) -> DeliveryReport:
-        """Return the current state."""
+    def report(self, windows: int | None = None) -> DeliveryReport:
+        """Return the current state.
+
+        Args:
+            windows: Windows of the run so far; None: those that were added. More of them count as pending.
+        """
+        windows = self._windows if windows is None else windows
         trouble = self.trouble
         if not trouble and self._sent:
             trouble = f"{self._sink.target} does not show the accepted samples yet"
+        refused = sum(parked.is_window for parked in self.parked)
+        pending = windows - self.delivered - refused
         return DeliveryReport(
+            windows=windows,
             delivered=self.delivered,
-            pending=self.open_windows,
+            pending=pending,
             parked=tuple(self.parked),
-            trouble=trouble if not self.done else "",
+            trouble=trouble if pending or not self.done else "",
         )
 
     def hasten(self) -> None:
@@ -220,11 +240,9 @@ class Courier:
                 due.append((item, attempts))
         if not due:
             return
+        # Except for a refusal, every error puts the items back, those of a bug too.
         try:
             self._sink.write([item for item, _ in due])
-        except UnavailableError as error:
-            self._put_back(due, error)
-            return
         except RejectedError as error:
             if len(due) == 1:
                 self._refused(due[0][0], error)
@@ -233,22 +251,25 @@ class Courier:
             for position, (item, attempts) in enumerate(due):
                 try:
                     self._sink.write([item])
-                except UnavailableError as unavailable:
-                    self._put_back(due[position:], unavailable)
-                    return
                 except RejectedError as refused:
                     self._refused(item, refused)
+                except Exception as unavailable:
+                    self._put_back(due[position:], unavailable)
+                    return
                 else:
                     self._accepted([(item, attempts)])
+        except Exception as error:
+            self._put_back(due, error)
+            return
         else:
             self._accepted(due)
         self._write_wait_s = FIRST_WAIT_S
 
-    def _put_back(self, items: list[tuple[Item, int]], error: UnavailableError) -> None:
+    def _put_back(self, items: list[tuple[Item, int]], error: Exception) -> None:
         self._pending.extendleft(reversed(items))
         self._write_at_s = self._monotonic() + self._write_wait_s * (0.5 + self._jitter())
         self._write_wait_s = min(2 * self._write_wait_s, LONGEST_WAIT_S)
-        self._failed(str(error))
+        self._failed(error)
 
     def _accepted(self, items: list[tuple[Item, int]]) -> None:
         now_s = self._monotonic()
@@ -261,8 +282,8 @@ class Courier:
         try:
             # If the answer to an earlier attempt was lost, later samples make the repetition out of order.
             present = bool(self._sink.present([item]))
-        except QueryError as query_error:
-            logger.info("%s", query_error)
+        except Exception as query_error:
+            logger.info("%s", describe(query_error))
             present = False
         if present:
             self._settle([item])
@@ -270,15 +291,17 @@ class Courier:
             self._park(item, str(error))
 
     def _park(self, item: Item, reason: str) -> None:
+        # One warning for each reason: a server usually refuses all windows for the same one.
+        level = logging.INFO if any(parked.reason == reason for parked in self.parked) else logging.WARNING
         self.parked.append(Parked(item.name, reason))
-        logger.warning("run %s, %s was not delivered: %s", item.run, item.name, reason)
+        logger.log(level, "run %s, %s was not delivered: %s", item.run, item.name, reason)
 
     def _check(self) -> None:
         items = [sent.item for sent in self._sent.values()]
         try:
             present = self._sink.present(items)
-        except QueryError as error:
-            self._failed(str(error))
+        except Exception as error:
+            self._failed(error)
             self._check_later()
             return
         delivered = [item for item in items if item.name in present]
@@ -308,19 +331,27 @@ class Courier:
         self._check_wait_s = min(2 * self._check_wait_s, LONGEST_CHECK_S)
 
     def _settle(self, items: list[Item]) -> None:
-        if items:
-            self.delivered += sum(item.window is not None for item in items)
+        if not items:
+            return
+        self.delivered += sum(item.window is not None for item in items)
+        try:
             self._confirmed(items)
             self._sink.settle(items)
-            self._succeeded()
+        except Exception as error:
+            # They are delivered, whatever happens afterwards.
+            logger.warning("after the delivery: %s", describe(error))
+        self._succeeded()
 
     def add_delivered(self, items: list[Item]) -> None:
         """Count items that were in Prometheus before they were sent."""
+        self._windows += sum(item.window is not None for item in items)
         self._settle(items)
 
-    def _failed(self, trouble: str) -> None:
+    def _failed(self, error: Exception) -> None:
+        trouble = describe(error)
         if not self.trouble:
             logger.warning("delivery is waiting: %s", trouble)
+        logger.debug("delivery failed", exc_info=error)
         self.trouble = trouble
 
     def _succeeded(self) -> None:

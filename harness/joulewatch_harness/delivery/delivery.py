@@ -44,7 +44,7 @@ from joulewatch_harness.delivery.sinks import (
     start_item,
     window_item,
 )
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, describe
 from joulewatch_harness.records import Configuration, RunEnd, RunHeader, Window, WindowKind
 from joulewatch_harness.storage.journal import journal_path, read_run
 
@@ -76,7 +76,7 @@ class NullDelivery:
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> DeliveryReport:
         """Return an empty report."""
-        return DeliveryReport(delivered=0, pending=0)
+        return DeliveryReport(windows=0, delivered=0, pending=0)
 
 
 class BackgroundDelivery:
@@ -91,6 +91,7 @@ class BackgroundDelivery:
         self._courier = Courier(sink, log.add)
         self._condition = threading.Condition()
         self._events: list[Callable[[], None]] = []
+        self._windows = 0
         self._deadline_s: float | None = None
         self._header: RunHeader | None = None
         self._configurations: dict[str, Configuration] = {}
@@ -115,6 +116,7 @@ class BackgroundDelivery:
 
     def window(self, window: Window) -> None:
         """Deliver a closed window."""
+        self._windows += 1
         self._post(lambda: self._closed(window))
 
     def end(self, end: RunEnd) -> None:
@@ -129,7 +131,7 @@ class BackgroundDelivery:
                 self._events.append(self._courier.hasten)
             self._condition.notify()
         self._thread.join(timeout_s + REQUEST_TIMEOUT_S)
-        return self._courier.report()
+        return self._courier.report(self._windows)
 
     def _post(self, event: Callable[[], None]) -> None:
         with self._condition:
@@ -146,12 +148,10 @@ class BackgroundDelivery:
                         self._condition.wait(wait_s)
                     events, self._events = self._events, []
                     deadline_s = self._deadline_s
-                try:
-                    wait_s = self._work_once(events)
-                except Exception:
-                    # A bug in the delivery must not end the measurement; the journal has everything.
-                    logger.exception("delivery failed")
-                    wait_s = LONGEST_WAIT_S
+                # A bug in the delivery must not end the measurement, nor keep the other events from their delivery.
+                for event in events:
+                    self._guarded(event)
+                wait_s = self._guarded(self._work_once, LONGEST_WAIT_S)
                 if deadline_s is not None:
                     left_s = deadline_s - time.monotonic()
                     if self._courier.done or left_s <= 0:
@@ -160,9 +160,15 @@ class BackgroundDelivery:
         finally:
             self._sink.close()
 
-    def _work_once(self, events: list[Callable[[], None]]) -> float | None:
-        for event in events:
-            event()
+    def _guarded(self, work: Callable[[], float | None], otherwise: float | None = None) -> float | None:
+        try:
+            return work()
+        except Exception as error:
+            logger.error("delivery failed: %s", describe(error))
+            logger.debug("delivery failed", exc_info=error)
+            return otherwise
+
+    def _work_once(self) -> float | None:
         wait_s = self._courier.step()
         if self._live_at_s is not None:
             if time.monotonic() >= self._live_at_s:

@@ -28,7 +28,7 @@ from joulewatch_harness.delivery.sinks import (
     read_back,
     same,
 )
-from joulewatch_harness.errors import ConfigError, QueryError, QueryUnavailableError
+from joulewatch_harness.errors import ConfigError, QueryError, one_line
 from joulewatch_harness.records import Window
 
 logger = logging.getLogger(__name__)
@@ -172,9 +172,9 @@ class PushgatewaySink:
         body = exposition(samples).encode()
         try:
             answer = self._gateway.send("PUT", path, body, {"Content-Type": "text/plain; version=0.0.4"})
-        except QueryUnavailableError as error:
+        except QueryError as error:
             raise UnavailableError(f"--pushgateway {error}") from error
-        text = " ".join(answer.text.split())[:300]
+        text = one_line(answer.text)
         if answer.status < 300:
             return
         problem = f"--pushgateway {self._gateway.url}: HTTP {answer.status}: {text or 'no text'}"

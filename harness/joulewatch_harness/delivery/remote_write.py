@@ -21,7 +21,7 @@ from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import Answer, PrometheusClient
 from joulewatch_harness.delivery.annotations import Labels, Sample, by_series
 from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, in_pieces, read_back, same
-from joulewatch_harness.errors import ConfigError, QueryUnavailableError
+from joulewatch_harness.errors import ConfigError, QueryError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -96,19 +96,19 @@ def send_samples(client: PrometheusClient, samples: Iterable[Sample]) -> None:
     """Write samples with one request.
 
     Raises:
-        UnavailableError: no answer, 429, 5xx, the receiver is disabled, or the credentials are refused.
+        UnavailableError: no answer, 429, 5xx, a redirect, the receiver is disabled, or the credentials are refused.
         RejectedError: the server refuses the samples; Prometheus has then stored none of them.
     """
     body = snappy_block(encode_write_request(samples))
     try:
         answer = client.send("POST", client.options.write_url, body, HEADERS)
-    except QueryUnavailableError as error:
+    except QueryError as error:
         raise UnavailableError(str(error)) from error
     _raise_for(client.options.write_url, answer)
 
 
 def _raise_for(url: str, answer: Answer) -> None:
-    text = " ".join(answer.text.split())[:300]
+    text = one_line(answer.text)
     if 200 <= answer.status < 300:
         return
     if answer.status in (404, 405):

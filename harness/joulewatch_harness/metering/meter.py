@@ -155,9 +155,8 @@ class Meter:
                 running.log.end("complete", "")
                 report = running.delivery.close(DELIVERY_WAIT_S)
                 if not report.complete:
-                    logger.warning(
-                        "%d windows are not delivered yet: joulewatch runs push %s", report.pending, self.folder
-                    )
+                    missing = report.windows - report.delivered
+                    logger.warning("%d windows are not delivered: joulewatch runs push %s", missing, self.folder)
 
     def measure(self, name: str, inferences: int = 1, *, sync: str = "") -> Measurement:
         """Return a window; use it as a context manager.

@@ -136,7 +136,7 @@ def test_push_prints_a_report_and_its_exit_code_shows_whether_all_windows_are_de
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Path, str, str | None]] = []
-    report = DeliveryReport(delivered=2, pending=0)
+    report = DeliveryReport(windows=2, delivered=2, pending=0)
 
     def push(folder: Path, options: PrometheusOptions, *, pushgateway_url: str | None, timeout_s: float) -> object:
         asked.append((folder, options.url, pushgateway_url))
@@ -147,12 +147,12 @@ def test_push_prints_a_report_and_its_exit_code_shows_whether_all_windows_are_de
     assert main([*words, "--prometheus=http://p"]) == 0
     assert capsys.readouterr().out == f"{RUN}: 2 of 2 windows are in http://p\n"
     report = DeliveryReport(
-        delivered=1, pending=1, parked=(Parked("window 1", "out of order"),), trouble="cannot be reached"
+        windows=3, delivered=1, pending=1, parked=(Parked("window 1", "out of order"),), trouble="cannot be reached"
     )
     assert main([*words, "--prometheus=http://p", "--pushgateway=http://g"]) == 1
     captured = capsys.readouterr()
     assert "1 of 3 windows" in captured.out
-    assert "window 1: rejected: out of order" in captured.err
+    assert "window 1 was refused: out of order" in captured.err
     assert "incomplete: cannot be reached" in captured.err
     assert main([*words, "--prometheus=http://p", "--format=json"]) == 1
     assert json.loads(capsys.readouterr().out)["parked"] == [{"what": "window 1", "reason": "out of order"}]

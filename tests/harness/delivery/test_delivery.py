@@ -114,7 +114,7 @@ def test_windows_are_sent_in_order_in_few_requests_and_confirmed(fixture: Fixtur
     fixture.run()
     assert [len(names) for names in fixture.sink.writes] == [20, 20, 10]
     assert fixture.confirmed == [f"window {index}" for index in range(50)] == fixture.sink.settled
-    assert fixture.courier.report() == DeliveryReport(delivered=50, pending=0)
+    assert fixture.courier.report() == DeliveryReport(windows=50, delivered=50, pending=0)
     assert fixture.courier.report().complete
 
 
@@ -132,7 +132,7 @@ def test_retries_during_an_outage_slow_down_and_are_logged_once(
             fixture.time.now_s += wait_s
         assert waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10, 10]
         assert fixture.courier.report() == DeliveryReport(
-            delivered=0, pending=1, parked=(), trouble="http://p: cannot be reached"
+            windows=1, delivered=0, pending=1, parked=(), trouble="http://p: cannot be reached"
         )
         fixture.sink.down = False
         fixture.run()
@@ -175,7 +175,7 @@ def test_a_refused_window_that_is_already_stored_is_a_success(fixture: Fixture) 
     fixture.sink.stored = {"window 0"}
     fixture.courier.add(item(0))
     fixture.run()
-    assert fixture.courier.report() == DeliveryReport(delivered=1, pending=0)
+    assert fixture.courier.report() == DeliveryReport(windows=1, delivered=1, pending=0)
 
 
 def test_an_outage_while_items_are_sent_one_by_one_keeps_the_rest(fixture: Fixture) -> None:
@@ -339,7 +339,7 @@ def test_push_sends_only_what_is_missing(sink: FakeSink, tmp_path: Path) -> None
         journal.append(RunEnd(1_700_000_020.0, "interrupted"))
     sink.stored = {"start", "window 0", "window 2"}
     report = push_run(journal.folder, PrometheusOptions("http://p"))
-    assert report == DeliveryReport(delivered=5, pending=0)
+    assert report == DeliveryReport(windows=5, delivered=5, pending=0)
     assert sink.writes == [["window 1", "window 3", "window 4", "end"]]
     assert delivered_windows(journal.folder) == {0, 1, 2, 3, 4}
     sink.writes.clear()
@@ -396,3 +396,80 @@ def test_info_has_a_pattern_for_the_nodenames_of_the_exporters() -> None:
     assert "exporter_nodenames" not in dict(
         info_sample(dataclasses.replace(header(), exporters=unknown), NETWORK, 0).labels
     )
+
+
+class BrokenSink(FakeSink):
+    """Raises errors that no sink should raise, as a bug or a redirect does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = {"write", "present", "settle", "live"}
+
+    def _may(self, method: str) -> None:
+        if method in self.broken:
+            raise LookupError(f"bug in {method}")
+
+    def write(self, items: Sequence[Item]) -> None:
+        self._may("write")
+        super().write(items)
+
+    def present(self, items: Sequence[Item]) -> set[str]:
+        self._may("present")
+        return super().present(items)
+
+    def settle(self, items: Sequence[Item]) -> None:
+        self._may("settle")
+        super().settle(items)
+
+    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], ended_ms: int) -> None:
+        self._may("live")
+
+
+def test_no_exception_loses_a_batch(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    sink = fixture.sink = BrokenSink()
+    fixture.courier = Courier(sink, lambda items: 1 / 0, monotonic=fixture.time, jitter=lambda: 0.5)  # type: ignore[arg-type, return-value]
+    for index in range(7):
+        fixture.courier.add(item(index))
+    for repaired in ("write", "present", "settle"):
+        fixture.run(20)
+        report = fixture.courier.report()
+        assert (report.windows, report.delivered, report.pending, report.complete) == (7, 0, 7, False)
+        assert report.trouble.startswith(f"LookupError: bug in {repaired}")
+        sink.broken.discard(repaired)
+        if repaired == "present":
+            break
+    fixture.run()
+    assert fixture.courier.report() == DeliveryReport(windows=7, delivered=7, pending=0)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_window_that_cannot_be_converted_is_reported_as_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Item:
+        raise LookupError("bug")
+
+    sink = BrokenSink()
+    sink.broken = {"live"}
+    monkeypatch.setattr(delivery_module, "window_item", broken)
+    delivery = BackgroundDelivery(sink, tmp_path)
+    delivery.start(header())
+    delivery.window(window(0, NOW_S))
+    report = delivery.close(5)
+    assert (report.windows, report.delivered, report.pending, report.complete) == (1, 0, 1, False)
+    assert sink.stored == {"start"}
+    assert "Traceback" not in caplog.text
+
+
+def test_refusals_with_one_reason_are_one_line_and_one_warning(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.sink.refused = {f"window {index}" for index in range(7)}
+    for index in range(7):
+        fixture.courier.add(item(index))
+    with caplog.at_level(logging.WARNING):
+        fixture.run()
+    report = fixture.courier.report()
+    assert report.refusals() == [("7 windows were", "http://p: HTTP 400: out of order: set out_of_order_time_window")]
+    assert (report.complete, report.pending) == (False, 0)
+    assert len(caplog.records) == 1

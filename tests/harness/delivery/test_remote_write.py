@@ -23,10 +23,11 @@ from joulewatch_harness.delivery.remote_write import (
     _raise_for,
     _varint,
     encode_write_request,
+    send_samples,
     snappy_block,
 )
 from joulewatch_harness.delivery.sinks import RejectedError, UnavailableError, window_item
-from joulewatch_harness.errors import ConfigError, QueryUnavailableError
+from joulewatch_harness.errors import ConfigError, QueryError, QueryUnavailableError
 from support.runs import NETWORK, header, window
 
 
@@ -359,3 +360,19 @@ def test_live_series_end_with_a_stale_marker_and_their_times_always_increase(cli
     assert times == [1000, 1001, 1002, 1003, 1004]
     assert math.isnan(client.sent[2][0][1][1][1])
     assert len(client.sent) == 4
+
+
+def test_a_redirect_is_an_outage_and_texts_of_the_server_are_escaped(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "send", lambda *_: Answer(503, "\x1b[31mmoved\x07" + "x" * 10_000))
+    with pytest.raises(UnavailableError, match=r"HTTP 503: \\x1b\[31mmoved\\x07x+$") as caught:
+        send_samples(client, ())  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400
+
+    def redirected(*_: object) -> Answer:
+        raise QueryError("http://p redirects to https://q/")
+
+    monkeypatch.setattr(client, "send", redirected)
+    with pytest.raises(UnavailableError, match="redirects to"):
+        send_samples(client, ())  # type: ignore[arg-type]
