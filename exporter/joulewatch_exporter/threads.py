@@ -128,13 +128,14 @@ class Worker:
         self.hung: frozenset[str] = frozenset()
         """Subjects of abandoned calls that have not returned. The set is replaced, not changed: reads need no lock."""
         self._abandoned: dict[Turn, str] = {}
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
+        """The last thread that was started."""
 
     def start(self) -> None:
         """Start a thread; hold the condition if other threads may do the same."""
         turn = self.turn = Turn(self)
-        self._thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
+        self.thread.start()
 
     def abandon(self) -> str | None:
         """Abandon the call in progress, and with it the current thread. The condition must be held.
@@ -175,8 +176,8 @@ class Worker:
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end, ``timeout_s`` at most."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        if self.thread is not None:
+            self.thread.join(timeout_s)
 
     def _run(self, turn: Turn) -> None:
         try:
@@ -201,6 +202,12 @@ class DeadlineThread:
     def is_hanging(self) -> bool:
         """Whether an earlier call has not returned yet."""
         return self._is_calling or bool(self._worker.hung)
+
+    @property
+    def hung_thread(self) -> int | None:
+        """Identifier of the last thread that was started; None: none was."""
+        thread = self._worker.thread
+        return None if thread is None else thread.ident
 
     def call(self, function: Callable[[], T], timeout_s: float, discard: Callable[[T], object] | None = None) -> T:
         """Run ``function`` on the thread and return its result, or raise what it raised.

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from joulewatch_exporter.clock import NS_PER_S
+from joulewatch_exporter.collectors.base.sysfs import path_read_by
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.errors import (
     ConfigError,
@@ -321,7 +322,12 @@ class Sampler:
         """Open a family on a thread that can be abandoned, because probing for devices can hang, like reading."""
         host = dataclasses.replace(self._host, claimed=claimed)
         opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
-        return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
+        try:
+            return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
+        except SensorTimeoutError as error:
+            if path := path_read_by(opener.hung_thread):
+                raise SensorTimeoutError(f"{error}: the read of {path} hangs") from error
+            raise
 
     def _claimed_before(self, family: type[Collector]) -> frozenset[str]:
         """Return the sources that families before this one read."""

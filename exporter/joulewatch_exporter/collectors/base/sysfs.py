@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,22 @@ def read_int_or_none(path: str) -> int | None:
         return read_int(path)
     except SensorError:
         return None
+
+
+def path_read_by(thread: int | None) -> str:
+    """Return the file that another thread is reading with this module; empty if it reads none.
+
+    Noting the path before each read would slow down all reads for the sake of the few that hang.
+    """
+    frame = None if thread is None else sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename == __file__:
+            held = frame.f_locals.get("self")
+            path = held.path if isinstance(held, HeldFile) else frame.f_locals.get("path")
+            if isinstance(path, str):
+                return path
+        frame = frame.f_back
+    return ""
 
 
 def list_names(path: str) -> list[str]:

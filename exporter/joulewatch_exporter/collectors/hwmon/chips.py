@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_int_or_none, read_text_or
+from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host
@@ -84,7 +86,7 @@ Attributes = Mapping[tuple[str, int], Attribute]
 """By kind (``power``, ``energy``, ``in``, ``curr``) and number."""
 
 
-def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
+def find_chips(root: str, prober: Prober, *, is_needed: bool) -> list[Chip]:
     """Return the chips in the same order on every start: by the path of their device, never by the X of hwmonX."""
     try:
         entries = list_names(root)
@@ -92,24 +94,29 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
         if not is_needed:
             return []
         raise SensorAbsentError(f"{error}; this kernel has no hwmon class") from error
-    chips: list[Chip] = []
+    chips: list[tuple[tuple[str, ...], Chip]] = []
     for entry in entries:
         # The real path, because hwmonX may later belong to another device.
         directory = os.path.realpath(f"{root}/{entry}")
-        device = os.path.realpath(f"{directory}/device")
-        if not Path(directory).is_dir():
-            continue
-        has_device = Path(device).is_dir()
-        # acpi_power_meter keeps its name in the device's directory.
-        name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
-        # In a copied tree, the link to the device is a folder, whose path does not name the device.
-        is_linked = has_device and device != f"{directory}/device"
-        label = device_label(device) if is_linked else name
-        directories = (directory, device) if has_device else (directory,)
-        chips.append(
-            Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
-        )
-    return sorted(chips, key=_order)
+        if Path(directory).is_dir():
+            ordered = prober.call(directory, "", partial(_ordered, directory))
+            if ordered is not None:
+                chips.append(ordered)
+    return [chip for _, chip in sorted(chips, key=lambda ordered: ordered[0])]
+
+
+def _ordered(directory: str) -> tuple[tuple[str, ...], Chip] | None:
+    """Return the chip of a directory, after its sort key."""
+    device = os.path.realpath(f"{directory}/device")
+    has_device = Path(device).is_dir()
+    # acpi_power_meter keeps its name in the device's directory.
+    name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
+    # In a copied tree, the link to the device is a folder, whose path does not name the device.
+    is_linked = has_device and device != f"{directory}/device"
+    label = device_label(device) if is_linked else name
+    directories = (directory, device) if has_device else (directory,)
+    chip = Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
+    return _order(chip), chip
 
 
 def _order(chip: Chip) -> tuple[str, ...]:
@@ -174,7 +181,7 @@ def channels_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> 
     return channels
 
 
-def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Channel]]]:
+def scmi_zones(host: Host, prober: Prober, findings: list[Finding]) -> list[tuple[Chip, list[Channel]]]:
     """Return the powercap zones of Arm's firmware as chips with one channel.
 
     A zone contains the zones below it, so they are never summed.
@@ -187,21 +194,29 @@ def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Cha
     zones = []
     for name in names:
         directory = os.path.realpath(f"{root}/{name}")
-        path = f"{directory}/power_uw"
-        try:
-            read_int(path)
-        except SensorAbsentError:
-            continue
-        except SensorGlitchError as error:
-            findings.append(skipped(path, f"arm-scmi: not measured by the firmware: {error}"))
-            continue
-        except SensorError:
-            pass  # denied: reported when the channel is read
-        chip = Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
-        label = read_text_or(f"{directory}/name", "")
-        file = ValueFile(path=path, per_unit=1e6)
-        zones.append((chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", file=file)]))
+        zone = prober.call(directory, name, partial(_scmi_zone, name, directory))
+        if isinstance(zone, Finding):
+            findings.append(zone)
+        elif zone is not None:
+            zones.append(zone)
     return zones
+
+
+def _scmi_zone(name: str, directory: str) -> tuple[Chip, list[Channel]] | Finding | None:
+    """Return a zone, or why it is not read; None: it has no power."""
+    path = f"{directory}/power_uw"
+    try:
+        read_int(path)
+    except SensorAbsentError:
+        return None
+    except SensorGlitchError as error:
+        return skipped(path, f"arm-scmi: not measured by the firmware: {error}")
+    except SensorError:
+        pass  # denied: reported when the channel is read
+    chip = Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
+    label = read_text_or(f"{directory}/name", "")
+    file = ValueFile(path=path, per_unit=1e6)
+    return chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", file=file)]
 
 
 def skipped(subject: str, text: str, *, device: str = "") -> Finding:

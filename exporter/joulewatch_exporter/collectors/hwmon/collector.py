@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
@@ -40,8 +41,9 @@ from joulewatch_exporter.collectors.hwmon.chips import (
 from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
 from joulewatch_exporter.collectors.hwmon.meanings import AMD_ENERGY, Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
+from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Finding, Host, Quantity, Timing
 
 _POWER_POLL_S: Final = 1.0
@@ -105,45 +107,90 @@ class HwmonCollector(OnDemandCollector):
         assert isinstance(options, HwmonOptions)
         root = f"{host.sysfs}/class/hwmon"
         findings: list[Finding] = []
-        meant: list[tuple[Chip, Channel, Meaning]] = []
-        files: set[str] = set()
-        chips = scmi_zones(host, findings)
-        has_iio = bool(_entries((iio_root(host),)))
-        for chip in find_chips(root, is_needed=not chips and not has_iio):
-            attributes = attributes_of(chip)
-            channels = channels_of(chip, attributes, findings) + pairs_of(chip, attributes, findings)
-            channels = [channel for channel in channels if channel.file.path not in files]
-            files.update(channel.file.path for channel in channels)
-            chips.append((chip, channels))
-        chips += iio_chips(host, [chip for chip, channels in chips if channels], findings)
-        rails = {channel.label for chip, channels in chips if chip.name in jetson.CHIPS for channel in channels}
-        if (board := jetson.board_without_input(rails)) is not None:
-            text = f"{board}: no rail is the input of the board, so all rails are parts: the board has no node sensor"
-            findings.append(Finding(status="absent", collector="hwmon", subject="ina3221", text=text))
-        for chip, channels in chips:
-            if not channels:
-                continue
-            reason = _skip_reason(chip, host, options)
-            if reason is not None:
-                findings.append(skipped(chip.identity, f"{chip.name}: {reason}", device=chip.device))
-                continue
-            override = options.overrides.get(chip.name)
-            meant += (
-                (chip, channel, meaning) for channel, meaning in meanings_of(chip, channels, host, override, findings)
-            )
-        sensors = [
-            sensor
-            for chip, channel, quantity in _quantities(meant, findings)
-            if (sensor := open_sensor(chip, channel, quantity, findings)) is not None
-        ]
+        prober = Prober(findings)
+        try:
+            sensors = _open_all(root, prober, host, options, findings)
+        finally:
+            prober.close()
         if not sensors:
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
                 more = f" (and {len(denied) - 1} more channels)" if len(denied) > 1 else ""
                 raise SensorDeniedError(f"{denied[0].text}{more}", devices=[finding.device for finding in denied])
+            if prober.hung:
+                texts = [finding.text for finding in prober.hung.values()]
+                devices = [finding.device for finding in prober.hung.values()]
+                raise SensorTimeoutError("; ".join(texts), devices=devices)
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
         return cls((root, iio_root(host)), sensors, findings)
+
+
+def _open_all(
+    root: str, prober: Prober, host: Host, options: HwmonOptions, findings: list[Finding]
+) -> list[HwmonSensor]:
+    """Return the sensors of all chips, without those of chips that hang."""
+    meant: list[tuple[Chip, Channel, Meaning]] = []
+    files: set[str] = set()
+    chips = scmi_zones(host, prober, findings)
+    has_iio = bool(_entries((iio_root(host),)))
+    for chip in find_chips(root, prober, is_needed=not chips and not has_iio):
+        channels, more = prober.call(chip.directories[0], _label(chip), partial(_channels, chip)) or ([], [])
+        findings += more
+        channels = [channel for channel in channels if channel.file.path not in files]
+        files.update(channel.file.path for channel in channels)
+        chips.append((chip, channels))
+    chips += iio_chips(host, prober, [chip for chip, channels in chips if channels], findings)
+    rails = {channel.label for chip, channels in chips if chip.name in jetson.CHIPS for channel in channels}
+    if (board := jetson.board_without_input(rails)) is not None:
+        text = f"{board}: no rail is the input of the board, so all rails are parts: the board has no node sensor"
+        findings.append(Finding(status="absent", collector="hwmon", subject="ina3221", text=text))
+    for chip, channels in chips:
+        if channels:
+            meanings = partial(_meanings, chip, channels, host, options)
+            probed = prober.call(chip.directories[0], _label(chip), meanings)
+            if probed is not None:
+                meant += ((chip, channel, meaning) for channel, meaning in probed[0])
+                findings += probed[1]
+    by_chip: dict[int, tuple[Chip, list[tuple[Channel, Quantity]]]] = {}
+    for chip, channel, quantity in _quantities(meant, findings):
+        by_chip.setdefault(id(chip), (chip, []))[1].append((channel, quantity))
+    sensors: list[HwmonSensor] = []
+    for chip, quantities in by_chip.values():
+        opened = prober.call(chip.directories[0], quantities[0][1].device, partial(_open_sensors, chip, quantities))
+        if opened is not None:
+            sensors += opened[0]
+            findings += opened[1]
+    return sensors
+
+
+def _label(chip: Chip) -> str:
+    """Return the label of the device of a chip that hangs; empty if it cannot be known without its files."""
+    return "" if chip.name in AMD_ENERGY else chip.device
+
+
+def _channels(chip: Chip) -> tuple[list[Channel], list[Finding]]:
+    findings: list[Finding] = []
+    attributes = attributes_of(chip)
+    return channels_of(chip, attributes, findings) + pairs_of(chip, attributes, findings), findings
+
+
+def _meanings(
+    chip: Chip, channels: Sequence[Channel], host: Host, options: HwmonOptions
+) -> tuple[list[tuple[Channel, Meaning]], list[Finding]]:
+    findings: list[Finding] = []
+    reason = _skip_reason(chip, host, options)
+    if reason is not None:
+        return [], [skipped(chip.identity, f"{chip.name}: {reason}", device=chip.device)]
+    return list(meanings_of(chip, channels, host, options.overrides.get(chip.name), findings)), findings
+
+
+def _open_sensors(
+    chip: Chip, quantities: Sequence[tuple[Channel, Quantity]]
+) -> tuple[list[HwmonSensor], list[Finding]]:
+    findings: list[Finding] = []
+    opened = [open_sensor(chip, channel, quantity, findings) for channel, quantity in quantities]
+    return [sensor for sensor in opened if sensor is not None], findings
 
 
 def _quantities(

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,6 +26,7 @@ from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, device_label, skipped
 from joulewatch_exporter.collectors.hwmon.pairs import NOT_CONNECTED
+from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Finding, Host
@@ -73,11 +75,14 @@ def iio_root(host: Host) -> str:
     return f"{host.sysfs}/bus/iio/devices"
 
 
-def iio_chips(host: Host, shown: Iterable[Chip], findings: list[Finding]) -> list[tuple[Chip, list[Channel]]]:
+def iio_chips(
+    host: Host, prober: Prober, shown: Iterable[Chip], findings: list[Finding]
+) -> list[tuple[Chip, list[Channel]]]:
     """Return the IIO devices with power channels, ordered by the path of their device.
 
     Args:
         host: Where the files are.
+        prober: Reads the files of each device.
         shown: The hwmon chips that have channels.
         findings: Receives what is skipped.
     """
@@ -92,18 +97,26 @@ def iio_chips(host: Host, shown: Iterable[Chip], findings: list[Finding]) -> lis
     passed_on = _passed_on(directories, shown)
     chips = []
     for directory in directories:
-        device = directory.rpartition("/")[0]
-        name = read_text_or(f"{directory}/name", "") or "unknown"
-        label = device_label(device)
-        if device == root:  # a copied tree has no links to devices
-            device, label = directory, name
-        chip = Chip(name=name, device=label, identity=device, directories=(directory,))
-        channels = _channels(chip, _files(directory), findings)
-        if channels and (device in identities or directory in passed_on):
-            findings.append(skipped(directory, f"{name}: hwmon shows the same chip"))
+        if (opened := prober.call(directory, "", partial(_open_chip, root, directory))) is None:
+            continue
+        chip, channels, more = opened
+        findings += more
+        if channels and (chip.identity in identities or directory in passed_on):
+            findings.append(skipped(directory, f"{chip.name}: hwmon shows the same chip"))
         elif channels:
             chips.append((chip, channels))
     return sorted(chips, key=lambda entry: (entry[0].identity, entry[0].name))
+
+
+def _open_chip(root: str, directory: str) -> tuple[Chip, list[Channel], list[Finding]]:
+    findings: list[Finding] = []
+    device = directory.rpartition("/")[0]
+    name = read_text_or(f"{directory}/name", "") or "unknown"
+    label = device_label(device)
+    if device == root:  # a copied tree has no links to devices
+        device, label = directory, name
+    chip = Chip(name=name, device=label, identity=device, directories=(directory,))
+    return chip, _channels(chip, _files(directory), findings), findings
 
 
 def _files(directory: str) -> _Files:

@@ -1,0 +1,75 @@
+"""Probes chips one by one, so that a file that hangs costs its chip only.
+
+A thread whose read hangs cannot be ended. It is remembered by the path of its chip, so that the chip is not probed
+again, at the cost of another thread, before the read has returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from joulewatch_exporter.collectors.base.sysfs import path_read_by
+from joulewatch_exporter.errors import SensorTimeoutError
+from joulewatch_exporter.model import Finding
+from joulewatch_exporter.threads import DeadlineThread
+
+T = TypeVar("T")
+
+PROBE_S: Final = 1.0
+"""Longest time to probe one chip. A chip on a slow bus takes 0.1 s."""
+ALL_S: Final = 5.0
+"""Longest time for all chips that hang. Later ones get `LEAST_S`, so that the family is opened in time."""
+LEAST_S: Final = 0.1
+
+_HANGING: Final[dict[str, tuple[DeadlineThread, str]]] = {}
+"""Path of a chip -> the thread that hangs, and the file that it reads."""
+
+
+class Prober:
+    """Makes calls that read the files of a chip; those that hang become findings."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self._findings = findings
+        self._thread = DeadlineThread("probe-hwmon")
+        self._hung_s = 0.0
+        self.hung: dict[str, Finding] = {}
+        """Chips that hang, by their path."""
+
+    def call(self, path: str, label: str, function: Callable[[], T]) -> T | None:
+        """Return the result of ``function``; None if it hangs.
+
+        Args:
+            path: Real path of the chip.
+            label: Label of its device; empty: not known.
+            function: Reads its files. It must not change anything that others see, because it may end much later.
+        """
+        if path in _HANGING:
+            thread, file = _HANGING[path]
+            if thread.is_hanging:
+                self._report(path, label, file)
+                return None
+            del _HANGING[path]
+        started_s = time.monotonic()
+        try:
+            return self._thread.call(function, max(LEAST_S, min(PROBE_S, ALL_S - self._hung_s)))
+        except SensorTimeoutError:
+            self._hung_s += time.monotonic() - started_s
+            file = path_read_by(self._thread.hung_thread) or path
+            _HANGING[path] = (self._thread, file)
+            self._thread.close()
+            self._thread = DeadlineThread("probe-hwmon")
+            self._report(path, label, file)
+            return None
+
+    def _report(self, path: str, label: str, file: str) -> None:
+        if path not in self.hung:
+            text = f"{file}: the read hangs; its chip is skipped until the read returns"
+            finding = Finding(status="broken", collector="hwmon", subject=path, text=text, device=label)
+            self.hung[path] = finding
+            self._findings.append(finding)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.close()
