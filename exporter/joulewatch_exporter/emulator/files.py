@@ -1,8 +1,9 @@
-"""Files of an emulated tree: replaced by rename, with every fault that a file of sysfs can have.
+"""Files of an emulated tree, with every fault that a file of sysfs can have.
 
 Each value is written to a file outside the tree and renamed into it, so readers see the old value or the new one, never
-a part. The kernel itself produces the faults, so every program sees them: EIO comes from a link to ``/proc/self/mem``,
-whose first page is not mapped; a file that hangs is a FIFO without a writer, so opening it blocks.
+a part. Energy counters are written in place instead: in sysfs, a program that keeps a counter's file open reads new
+values from it. The kernel itself produces the faults, so every program sees them: EIO comes from a link to
+``/proc/self/mem``, whose first page is not mapped; a file that hangs is a FIFO without a writer, so opening it blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from joulewatch_exporter.emulator.faults import FILE_FAULTS, GARBAGE, Fault
 
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _EIO: Final = "/proc/self/mem"
+_DIGITS: Final = 20
+"""Digits of the largest counter of 64 bits."""
 
 
 class Writer:
@@ -36,12 +39,18 @@ class Writer:
 
     def put(self, path: str, text: bytes, mode: int = 0o444) -> None:
         """Replace the file at ``path``; its directory must exist, else `FileNotFoundError`."""
+        os.close(self.put_open(path, text, mode))
+
+    def put_open(self, path: str, text: bytes, mode: int = 0o444) -> int:
+        """Replace the file at ``path`` and return a descriptor that can write it; otherwise as `put`."""
         descriptor = os.open(self._scratch, _FILE_FLAGS, mode)
         try:
             os.write(descriptor, text)
-        finally:
+            self._rename(path)
+        except OSError:
             os.close(descriptor)
-        self._rename(path)
+            raise
+        return descriptor
 
     def put_eio(self, path: str) -> None:
         """Replace the file at ``path`` by one whose reads fail with EIO."""
@@ -90,7 +99,9 @@ class HangingFile:
 class MovingFile:
     """A file whose value changes, with its faults."""
 
-    def __init__(self, writer: Writer, path: str, faults: Sequence[Fault], mode: int = 0o444) -> None:
+    def __init__(
+        self, writer: Writer, path: str, faults: Sequence[Fault], mode: int = 0o444, *, in_place: bool = False
+    ) -> None:
         """Prepare; nothing is written yet.
 
         Args:
@@ -98,11 +109,14 @@ class MovingFile:
             path: The file; its directory may be missing at times.
             faults: Faults of the device. Of those in `FILE_FAULTS`, the first that is on applies; others are ignored.
             mode: Permissions of the file while no fault is on.
+            in_place: Whether numbers are written into the same file, padded with blanks, so readers can keep it open.
         """
         self._writer = writer
         self._path = path
         self._faults = tuple(fault for fault in faults if fault.kind in FILE_FAULTS)
         self._mode = mode
+        self._in_place = in_place
+        self._descriptor = -1
         self._shown: tuple[str, bytes, int] | None = None
         self._hanging: HangingFile | None = None
         self._released: HangingFile | None = None
@@ -113,7 +127,10 @@ class MovingFile:
             # Only now, so that a reader that was about to open the file is released too.
             self._released.close()
             self._released = None
-        content = self._content(b"%d\n" % value if isinstance(value, int) else value, t_s)
+        if isinstance(value, int):
+            # Always of the same length, so a shorter number leaves no digits of the longer one before it.
+            value = b"%-*d\n" % (_DIGITS, value) if self._in_place else b"%d\n" % value
+        content = self._content(value, t_s)
         if content is None or content == self._shown:
             return
         try:
@@ -132,6 +149,7 @@ class MovingFile:
             if hanging is not None:
                 hanging.close()
         self._hanging = self._released = None
+        self._close_descriptor()
 
     def _content(self, text: bytes, t_s: float) -> tuple[str, bytes, int] | None:
         """Return the kind, text and mode that the file has now; None: unchanged."""
@@ -147,9 +165,14 @@ class MovingFile:
             if fault.kind == "denied":
                 return ("text", text, 0)  # root can still read it
             return (fault.kind, b"", 0)
-        return ("text", text, self._mode)
+        return ("value", text, self._mode)
 
     def _put(self, kind: str, text: bytes, mode: int) -> None:
+        # A file without a link was replaced while its directory had vanished.
+        if kind == "value" and self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink:
+            os.pwrite(self._descriptor, text, 0)
+            return
+        self._close_descriptor()
         hanging = None
         if kind == "absent":
             os.unlink(self._path)  # noqa: PTH108
@@ -157,12 +180,19 @@ class MovingFile:
             self._writer.put_eio(self._path)
         elif kind == "hang":
             hanging = self._writer.put_hanging(self._path)
+        elif kind == "value" and self._in_place:
+            self._descriptor = self._writer.put_open(self._path, text, mode)
         else:
             self._writer.put(self._path, text, mode)
         if self._hanging is not None:
             self._hanging.release()
             self._released = self._hanging
         self._hanging = hanging
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
 
 class Vanishing:

@@ -1,8 +1,8 @@
 """Write the sysfs, procfs and dev trees of a scenario and update them.
 
-Directories, links and files are laid out as by real kernels. Values are replaced by rename, except the registers of a
-processor, which are written in place. The hot path is `advance`: it computes the exact energy of each device at one
-instant, and writes only files that have changed.
+Directories, links and files are laid out as by real kernels. Values are replaced by rename, except energy counters and
+the registers of a processor, which are written in place. The hot path is `advance`: it computes the exact energy of
+each device at one instant, and writes only files that have changed.
 """
 
 from __future__ import annotations
@@ -240,7 +240,8 @@ class Tree:
         sockets: dict[str, int] = {}
         for zone in sorted(scenario.zones, key=lambda spec: spec.zone.count(":")):
             self._write_zone(zone)
-            value = MovingFile(self._writer, str(self._zone_directory(zone.zone) / "energy_uj"), zone.faults)
+            path = str(self._zone_directory(zone.zone) / "energy_uj")
+            value = MovingFile(self._writer, path, zone.faults, in_place=True)
             self._moving.append(_Zone(zone, value, *self._register_of(zone, scenario.machine, sockets)))
         for number, chip in enumerate(scenario.chips):
             self._write_chip(number, chip, scenario.refresh_s)
@@ -288,7 +289,8 @@ class Tree:
             lines += [f"{key:<16}: {value}" for key, value in entry] + [""]
             self._write_topology(machine, cpu, socket)
         cpus = machine.sockets * machine.cpus_per_socket
-        self._write(self._sysfs / "devices/system/cpu/online", f"0-{cpus - 1}" if cpus > 1 else "0")
+        for name in ("online", "present", "possible"):
+            self._write(self._sysfs / "devices/system/cpu" / name, f"0-{cpus - 1}" if cpus > 1 else "0")
         self._write(self._procfs / "cpuinfo", "\n".join(lines))
         self._write(self._procfs / "meminfo", f"MemTotal: {int(machine.memory_gib * 2**20):>14} kB")
 
@@ -321,7 +323,9 @@ class Tree:
         classes = self._sysfs / "class/powercap"
         if not (classes / control).is_symlink():
             self._write(directory.parents[spec.zone.count(":") - 1] / "enabled", 1)
-            self._link(classes / control, self._sysfs / "devices/virtual/powercap" / control)
+            root = self._sysfs / "devices/virtual/powercap" / control
+            self._link(classes / control, root)
+            self._link(root / "subsystem", classes)
         self._write(directory / "name", spec.name)
         self._write(directory / "enabled", int(spec.enabled))
         if spec.range_file:
@@ -390,7 +394,8 @@ class Tree:
         }
 
         def file(kind: str) -> MovingFile:
-            return MovingFile(self._writer, str(folder / f"{stems[kind]}_{suffix}"), faults)
+            path = str(folder / f"{stems[kind]}_{suffix}")
+            return MovingFile(self._writer, path, faults, in_place=kind == "energy")
 
         labelled = stems["volts" if channel.kind == "volts_amperes" else channel.kind]
         if channel.label:

@@ -65,6 +65,7 @@ def test_links_are_those_of_a_kernel(tmp_path: Path) -> None:
     child = machine.zone("intel-rapl:a:0")
     assert str(child.readlink()) == "../../devices/virtual/powercap/intel-rapl/intel-rapl:a/intel-rapl:a:0"
     assert (machine.zone("intel-rapl") / "enabled").read_text() == "1\n"
+    assert (machine.zone("intel-rapl") / "subsystem").resolve() == machine.host.sysfs / "class/powercap"
     hwmon = machine.host.sysfs / "class/hwmon/hwmon0"
     assert (hwmon / "device").resolve().name == "0000:03:00.0"
     assert not list(machine.host.sysfs.rglob("*value*"))  # no temporary files in the tree
@@ -267,6 +268,21 @@ def test_the_cpus_are_as_busy_as_the_load_of_the_scenario(tmp_path: Path) -> Non
     assert [(topology / f"cpu{i}/topology/physical_package_id").read_text().strip() for i in (0, 2, 3, 5)] == list(
         "0011"
     )
+
+
+def test_all_cpus_are_present_possible_and_online(tmp_path: Path) -> None:
+    machine = Machine(scenario(machine={"sockets": 2, "cpus_per_socket": 4}), tmp_path)
+    for name in ("online", "present", "possible"):
+        assert (machine.host.sysfs / "devices/system/cpu" / name).read_text() == "0-7\n"
+
+
+def test_a_program_can_keep_the_file_of_a_zone_open(tmp_path: Path) -> None:
+    machine = Machine(scenario(), tmp_path)
+    with (machine.zone() / "energy_uj").open() as held:
+        for t_s in (1.0, 2.0):
+            energy_uj = machine.energy_uj(t_s)
+            held.seek(0)
+            assert int(held.readline()) == energy_uj > 99_000_000 * t_s
 
 
 def test_the_topology_shows_the_threads_of_each_core(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ def make(folder: Path) -> Iterator[Callable[..., MovingFile]]:
     """Return a function that makes a moving file of (kind, at_s, for_s) triples."""
     files = []
 
-    def make_file(*faults: tuple[str, float, float], text: str | None = None) -> MovingFile:
+    def make_file(*faults: tuple[str, float, float], text: str | None = None, in_place: bool = False) -> MovingFile:
         file = MovingFile(
             Writer(folder / "scratch"),
             str(folder / "tree/value"),
             [Fault(kind=kind, at_s=at_s, for_s=for_s, text=text) for kind, at_s, for_s in faults],
+            in_place=in_place,
         )
         file.show(1, 0.0)
         files.append(file)
@@ -54,6 +55,37 @@ def test_an_open_reader_sees_every_new_value(make: Callable[..., MovingFile], fo
     for value in (1, 2, 3, 3, 4):
         file.show(value, value)
         assert held.read() == value
+
+
+def test_a_counter_is_written_in_place(make: Callable[..., MovingFile], folder: Path) -> None:
+    """Many programs open the file once and seek to its start."""
+    file = make(in_place=True)
+    with (folder / "tree/value").open() as held:
+        for value in (2, 123, 2**64 - 1, 4):
+            file.show(value, value)
+            held.seek(0)
+            line = held.readline()
+            assert int(line) == value
+            assert line.endswith("\n")
+            assert held.read() == ""
+
+
+@pytest.mark.parametrize("kind", ["eio", "absent", "denied", "glitch", "hang"])
+def test_a_counter_in_place_returns_after_a_fault(make: Callable[..., MovingFile], folder: Path, kind: str) -> None:
+    file = make((kind, 1, 1), in_place=True)
+    file.show(2, 1.0)
+    for value in (3, 4):
+        file.show(value, float(value))
+        assert read_int(str(folder / "tree/value")) == value
+
+
+def test_a_counter_in_place_continues_after_its_file_was_copied(make: Callable[..., MovingFile], folder: Path) -> None:
+    """A directory that vanishes and returns has copies of its files."""
+    file = make(in_place=True)
+    path = folder / "tree/value"
+    Writer(folder / "scratch").put(str(path), path.read_bytes())
+    file.show(2, 1.0)
+    assert read_int(str(path)) == 2
 
 
 def test_eio_is_an_input_output_error(make: Callable[..., MovingFile], folder: Path) -> None:
