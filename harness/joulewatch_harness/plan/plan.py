@@ -145,8 +145,9 @@ class ExporterTarget:
 
     def __post_init__(self) -> None:
         scheme, _, rest = self.url.partition("://")
-        if scheme not in ("http", "https") or not rest.strip("/"):
-            raise ConfigError(f"{self.url!r} is not a valid URL: write it as http://node1:10717")
+        is_http = scheme in ("http", "https") and rest.strip("/")
+        if not is_http and not self.url.startswith("unix:/"):
+            raise ConfigError(f"{self.url!r} is not a valid URL: write it as http://node1:10717 or unix:/path")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

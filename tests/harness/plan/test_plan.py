@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.parsing import KEYS, make_plan, parse_batch_sizes, read_plan
-from joulewatch_harness.plan.plan import PRESETS, Plan
+from joulewatch_harness.plan.plan import PRESETS, ExporterTarget, Plan
 from joulewatch_harness.plan.steps import (
     IdleStep,
     LoadStep,
@@ -370,3 +370,13 @@ def test_the_example_of_a_comparison_is_a_plan() -> None:
         "int8-served/server-20",
     ]
     assert plan.isolate
+
+
+@pytest.mark.parametrize("url", ["unix:/run/joulewatch/edge.sock", "https://node1:10717", "http://node1"])
+def test_an_exporter_is_a_url_or_a_socket(url: str) -> None:
+    assert ExporterTarget(url).url == url
+
+
+def test_a_socket_needs_an_absolute_path() -> None:
+    with pytest.raises(ConfigError, match="unix:/path"):
+        ExporterTarget("unix:edge.sock")

@@ -166,7 +166,7 @@ def _draw_phases(result: RunResult, names: Mapping[str, str], panels: list[Any])
         axes.set_ylim(0, 100)
         axes.set_yticks([0, 50, 100])
         has_energy = any(map(_energy_shares, _groups_with_phases(result, name)))
-        axes.set_ylabel("Time | energy [%]" if has_energy else "Time [%]")
+        axes.set_ylabel("Time | energy [%]" if has_energy else "Time [%]", fontsize=8 if has_energy else None)
         axes.annotate(
             heading, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=8, color="#222222"
         )
