@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from joulewatch_harness.metering.child import EXIT_SIGNAL, Child, NotStartedError
+    from joulewatch_harness.metering.execution import execute
     from joulewatch_harness.metering.meter import Meter
 
     # This imports numpy now, and not while the command runs.
@@ -103,15 +104,12 @@ def _run(args: argparse.Namespace) -> int:
         for _ in range(args.repeat):
             if child.ended_by is not None:
                 break
-            window = meter.begin(name, args.inferences)
             try:
-                outcome = child.run(command)
+                window, outcome = execute(meter, child, command, name=name, inferences=args.inferences)
             except NotStartedError as error:
-                window.end(interrupted=True)
                 _report(f"joulewatch: {error}")
                 return error.exit_code
-            window.details.update(outcome.details())
-            windows.append(window.end(interrupted=child.ended_by is not None))
+            windows.append(window)
             outcomes.append(outcome)
     if not outcomes:
         return EXIT_SIGNAL + (child.ended_by or 0)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -58,15 +59,20 @@ class Child:
         self.ended_by: int | None = None
         """A signal that this process has received."""
 
-    def run(self, command: Sequence[str]) -> Outcome:
+    def run(self, command: Sequence[str], *, folder: Path | None = None, stdout: int | None = None) -> Outcome:
         """Run a command with this process's stdin, stdout and stderr, and wait for its end.
+
+        Args:
+            command: A program and its arguments.
+            folder: Working directory; default: that of this process.
+            stdout: File descriptor that the command gets as stdout; default: that of this process.
 
         Raises:
             NotStartedError: There is no such program (127), or it cannot be executed (126).
         """
         own_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            process = subprocess.Popen(command)
+            process = subprocess.Popen(command, cwd=folder, stdout=stdout)
         except OSError as error:
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
