@@ -27,6 +27,7 @@ SUMMARIES: Final = {
     "measure": "run a command and show its energy, as perf stat does",
     "analyze": "compute joules per inference from a stored run: table, CSV, JSON, figure",
     "compare": "compare configurations or runs and report which differences are significant",
+    "ci": "compare the energy of a command in two git revisions, with a report for a pull request",
     "report": "write one or several runs as a self-contained HTML page, or as PDF",
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
     "fit": "fit models of the energy per inference to runs and tables, and show their errors",

@@ -149,7 +149,8 @@ def value_text(check: Check) -> str:
     decimals = decimals_for(value, expanded)
     sign = "+" if check.unit == "%" else ""
     around = f" ± {expanded:.{decimals}f}" if expanded > 0 else ""
-    return f"{value:{sign}.{decimals}f}{around} {check.unit}"
+    rounded = round(value, decimals) + 0.0  # not -0
+    return f"{rounded:{sign}.{decimals}f}{around} {check.unit}"
 
 
 def _energies(pair: Pair) -> Iterator[Row]:
