@@ -26,6 +26,7 @@ from joulewatch_exporter.config.config import Config, ExporterSettings, PathSett
 from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, ExporterError
 from joulewatch_exporter.logs import set_up_logging
 from joulewatch_exporter.model import Collector
+from joulewatch_exporter.text import printable
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 EXAMPLES: Final = (
@@ -66,10 +67,10 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
             return once(families, host, config, args.state)
         return serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
     except ConfigError as error:
-        print(f"joulewatch-exporter: {error}", file=sys.stderr)  # noqa: T201
+        print(f"joulewatch-exporter: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     except ExporterError as error:
-        print(f"joulewatch-exporter: {error}", file=sys.stderr)  # noqa: T201
+        print(f"joulewatch-exporter: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     except BrokenPipeError:
         # The reader of a pipe has seen enough; what is still buffered must not fail at exit.

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Final
 
+from joulewatch_exporter.text import label_text
+
 
 class ExporterError(Exception):
     """Base of all errors that the exporter raises on purpose; the text is written for users."""
@@ -32,7 +34,7 @@ class SensorError(ExporterError):
                 state although nothing is read.
         """
         super().__init__(text)
-        self.devices = tuple(dict.fromkeys(filter(None, devices)))
+        self.devices = tuple(dict.fromkeys(label_text(device) for device in devices if device))
 
 
 class SensorAbsentError(SensorError):

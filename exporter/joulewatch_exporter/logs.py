@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from typing import Literal
+
+from joulewatch_exporter.text import json_text
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["logfmt", "json"]
@@ -17,13 +18,13 @@ class _LogfmtFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _log_fields(self, record)
-        quoted = json.dumps(fields.pop("msg"), ensure_ascii=False)
+        quoted = json_text(fields.pop("msg"))
         return " ".join([*(f"{key}={value}" for key, value in fields.items()), f"msg={quoted}"])
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_log_fields(self, record), ensure_ascii=False)
+        return json_text(_log_fields(self, record))
 
 
 def _log_fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
+from joulewatch_exporter.text import label_text
+
 Scope = Literal["node", "device", "part"]
 """node: the whole server; device: devices are disjoint and may be summed; part: inside a device, never added to it."""
 
@@ -56,6 +58,11 @@ class Quantity:
     """Stable across reboots: ``socket0``, a PCI address, a GPU UUID, the name of a BMC."""
     domain: str
     """Part of the device: ``package``, ``dram``, ``core``, ``total``, ``12v_pex``."""
+
+    def __post_init__(self) -> None:
+        """Make the labels safe, whatever a device reports: see `label_text`."""
+        object.__setattr__(self, "device", label_text(self.device))
+        object.__setattr__(self, "domain", label_text(self.domain))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +178,10 @@ class Finding:
     device: str = ""
     """Label of the device that is missing or denied, so that its state is published, or that is skipped, so that it is
     not taken for lost; empty if it is not known."""
+
+    def __post_init__(self) -> None:
+        """Make the label that of the device's quantities."""
+        object.__setattr__(self, "device", label_text(self.device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

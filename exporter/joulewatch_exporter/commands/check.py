@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import sys
@@ -31,6 +30,7 @@ from joulewatch_exporter.sampling.family import Family, measures_cpu
 from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY
 from joulewatch_exporter.sampling.scan import OK, FamilyScan
+from joulewatch_exporter.text import json_text, printable
 from joulewatch_exporter.threads import DeadlineThread
 
 READING_S: Final = 0.2
@@ -101,7 +101,7 @@ def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as
         calibrations=load_calibrations(config.exporter.calibration_files, host.nodename),
     )
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
+        print(json_text(dataclasses.asdict(report), indent=2))  # noqa: T201
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
         print(render(report, width=min(max(width, 60), 120)))  # noqa: T201
@@ -380,7 +380,7 @@ def render(report: Report, *, width: int = 80) -> str:
     if report.readings:
         lines += ["", *_reading_table(report.readings)]
     lines += ["", *textwrap.wrap(_summary(report), width, break_on_hyphens=False)]
-    return "\n".join(lines)
+    return "\n".join([printable(line) for line in lines])
 
 
 def _indented(text: str, width: int) -> list[str]:

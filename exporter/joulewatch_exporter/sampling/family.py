@@ -32,6 +32,7 @@ from joulewatch_exporter.sampling.steps import (
     Watched,
     await_steps,
 )
+from joulewatch_exporter.text import label_text
 from joulewatch_exporter.threads import Turn
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class _SensorEntry:
 
     def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[QuantityState]) -> None:
         self.sensor = sensor
-        self.device = sensor.device
+        self.device = label_text(sensor.device)
         self.device_indices = device_indices
         """Indices in the layout of the sensor's device and of the devices of its quantities."""
         self.states = states
@@ -189,13 +190,13 @@ class Family:
                 shown[quantity] = state
                 states.append(state)
             # The quantities of a sensor may belong to several devices: one service reports all servers of an enclosure.
-            for device in (sensor.device, *(state.quantity.device for state in states)):
+            for device in (label_text(sensor.device), *(state.quantity.device for state in states)):
                 devices.setdefault(device, len(devices))
             for state in states:
                 state.device_index = devices[state.quantity.device]
-            indices = dict.fromkeys([devices[sensor.device], *(state.device_index for state in states)])
+            indices = dict.fromkeys([devices[label_text(sensor.device)], *(state.device_index for state in states)])
             entry = _SensorEntry(sensor, tuple(indices), states)
-            entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))
+            entry.failing = failing.get((entry.device, tuple(state.info.quantity for state in states)))
             entries.append(entry)
         # A device that is gone stays visible as down: an alert must not disappear with its cause. A family that manages
         # its own devices drops only devices that were removed from its configuration. A device that is skipped now is

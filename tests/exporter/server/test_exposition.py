@@ -26,6 +26,7 @@ from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
+from joulewatch_exporter.text import label_text
 from support import golden
 from support.calibrations import calibration_entry, calibration_file
 from support.clock import FakeClock
@@ -155,7 +156,7 @@ class Reference(Collector):
             if metric.name not in families:
                 kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
-            families[metric.name].add_metric(labels, value)  # type: ignore[attr-defined]
+            families[metric.name].add_metric([label_text(label) for label in labels], value)  # type: ignore[attr-defined]
 
         for scan in self._scans:
             for i, item in enumerate(scan.layout.infos):
@@ -235,7 +236,7 @@ def test_the_text_is_that_of_prometheus_client(dead: str | None) -> None:
 )
 @example(texts=["", "", "", "\x85#"], energy=0.0, power=0.0)
 def test_any_label_and_any_value_survive(texts: list[str], energy: float, power: float) -> None:
-    """Quotes, backslashes, line feeds, any script: written once, read back the same."""
+    """Quotes, backslashes, any script: written once, read back the same; control characters as `label_text` does."""
     clock = FakeClock()
     item = info(f"d{texts[0]}", f"d{texts[1]}", model=texts[2], resolution=texts[3], wrap_joules=None)
     sensor = FakeSensor((item,), now_ns=clock.monotonic_ns, energies_joules=[energy], powers_watts=[power])

@@ -1,0 +1,42 @@
+"""Text of devices and clients, made safe for labels, terminals and logs. Standard library only.
+
+A driver, a BMC or a client chooses it. Raw, it could move the cursor, hide a line, or fill the memory of a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+MAX_LABEL: Final = 128
+_DIGEST: Final = 8
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes such as ``\\x1b`` for all characters that are not printable."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text])
+
+
+def label_text(text: str) -> str:
+    """Return the text as the value of a label: printable, and 128 characters at most.
+
+    A longer one ends with a digest of the whole text, so that different texts stay different.
+    """
+    if len(text) <= MAX_LABEL and text.isprintable():
+        return text
+    escaped = printable(text)
+    if len(escaped) <= MAX_LABEL:
+        return escaped
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{escaped[: MAX_LABEL - _DIGEST - 1]}~{digest}"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON in which all characters are printable, but for the line feeds of ``indent``."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join([char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text])
