@@ -8,6 +8,7 @@ Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -103,6 +104,7 @@ def _module(command: str) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``joulewatch`` with ``argv``; returns the exit code."""
+    _replace_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), "")
     try:
@@ -114,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=args.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
-        return int(args.function(args))
+        code = int(args.function(args))
+        sys.stdout.flush()
+        return code
     except JoulewatchError as error:
         print(f"joulewatch: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
@@ -123,6 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except BrokenPipeError:
         # The reader of stdout is gone, as in `joulewatch runs | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"joulewatch: the output cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except ModuleNotFoundError as error:
@@ -134,3 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
+
+
+def _replace_closed_streams() -> None:
+    """Let results and messages vanish if the shell closed stdout or stderr (``>&-``); Python sets these to None."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

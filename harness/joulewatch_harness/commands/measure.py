@@ -71,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         _report(f"joulewatch: measure needs the package {error.name}: pip install 'joulewatch[analysis]'")
         return EXIT_OWN_FAILURE
+    except OSError as error:
+        # Such as a full disk under stderr, where this message may be lost too.
+        with contextlib.suppress(OSError):
+            _report(f"joulewatch: the result cannot be written: {error.strerror}")
+        return EXIT_OWN_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

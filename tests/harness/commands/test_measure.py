@@ -134,7 +134,9 @@ def test_a_window_without_a_number_says_why(exporter: CountingExporter, capfd: p
     assert "60 s" in err
     assert "between two updates" in " ".join(err.split())
     assert measure("-r", "2", "--", "true") == 0
-    assert "no number" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert err.count("no number [below_refresh]") == 2
+    assert "no number\n" not in err
 
 
 def test_the_power_is_shown_while_the_command_runs(
@@ -206,3 +208,9 @@ def test_the_resources_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
         assert outcome.user_s + outcome.system_s > 0.0
         assert (outcome.peak_memory_bytes is not None) == is_known
         assert ("peak_memory_bytes" in outcome.details()) == is_known
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("2>&-", 1), ("2>/dev/full", 125)], ids=["closed", "full"])
+def test_a_stderr_that_cannot_be_written(exporter: CountingExporter, redirection: str, code: int) -> None:
+    command = f'exec "$0" -m joulewatch_harness measure -- false {redirection}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], check=False).returncode == code
