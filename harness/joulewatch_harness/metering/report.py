@@ -12,8 +12,9 @@ from joulewatch_harness.analysis.reports.to_text import finding_lines
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.model import TOTAL, EnergyResult
 from joulewatch_harness.metering.child import Outcome
+from joulewatch_harness.metering.energies import WindowEnergies
 from joulewatch_harness.metering.runs import Result
-from joulewatch_harness.metering.values import text_of
+from joulewatch_harness.metering.values import Energy, text_of
 from joulewatch_harness.metering.window import Measurement
 
 Row = tuple[str, str, str]
@@ -57,7 +58,7 @@ def lines(result: CommandResult, width: int) -> list[str]:
     """Return the result for people."""
     windows, mean = result.windows, result.mean
     several = "" if mean is None else f", mean of {mean.repeats} of {len(windows)} executions"
-    rows = _window_rows(windows[-1]) if mean is None else _mean_rows(mean, windows[-1].inferences)
+    rows = _window_rows(windows[-1]) if mean is None else _mean_rows(mean, windows)
     names, energies = max(len(name) for name, _, _ in rows), max(len(energy) for _, energy, _ in rows)
     table = [f"  {name:{names}}  {energy:{energies}}  {watts}".rstrip() for name, energy, watts in rows]
     covers = windows[-1].covers if mean is None else mean.covers
@@ -79,9 +80,13 @@ def lines(result: CommandResult, width: int) -> list[str]:
     ]
 
 
+def _named(energies: WindowEnergies) -> dict[str, Energy]:
+    return {**energies.per_component, **energies.per_node, TOTAL: energies.total}
+
+
 def _window_rows(window: Measurement) -> list[Row]:
     energies = window.energies
-    named = {**energies.per_component, **energies.per_node, TOTAL: energies.total}
+    named = _named(energies)
     if energies.net is not None:
         named["net of idle"] = energies.net
     rows = [
@@ -92,8 +97,15 @@ def _window_rows(window: Measurement) -> list[Row]:
     return rows
 
 
-def _mean_rows(mean: Result, inferences: int) -> list[Row]:
+def _mean_rows(mean: Result, windows: Sequence[Measurement]) -> list[Row]:
     """Return the energies of one execution, from those of one inference."""
+    inferences = windows[-1].inferences
+    missing = {
+        name: str(energy)
+        for window in windows
+        for name, energy in _named(window.energies).items()
+        if energy.estimate is None
+    }
     named = {
         **{energy.name: energy for energy in mean.group.components},
         **{_node_name(energy): energy for energy in mean.group.nodes},
@@ -102,7 +114,7 @@ def _mean_rows(mean: Result, inferences: int) -> list[Row]:
     rows: list[Row] = []
     for name, energy in named.items():
         if energy.gross is None:
-            rows.append((name, "no number", ""))
+            rows.append((name, missing.get(name, "no number"), ""))
             continue
         seconds = mean.seconds_per_inference
         watts = f"{energy.gross.value / seconds:.4g} W" if seconds else ""
