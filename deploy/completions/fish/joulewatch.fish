@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile measure analyze compare report layers fit predict recommend device energy calibrate import sensors runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window --windows -r
+set -g _shtab_joulewatch_commands profile measure analyze compare ci report layers fit predict recommend device energy calibrate import sensors runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --accuracy --base --batch-size --batch-sizes --build --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --fail-above --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window --windows -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -131,11 +131,24 @@ complete -c joulewatch -n '_shtab_joulewatch_using compare' -l output -xka "(__f
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l mixed -d 'compare measured energies with estimated or emulated ones'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l uncorrelated -d 'do not let errors cancel that both sides share (accuracy of a sensor, idle power)'
+complete -c joulewatch -n '_shtab_joulewatch_using compare' -l fail-above -x -d 'exit code 3 if the energy per inference has risen by significantly more than this, such as 3%; 4 if that is undecided'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write a figure of energy per inference and throughput over batch size, with one line per configuration: .png, .svg or .pdf'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l main-device -d 'in the figure, count only the CPU, the GPU or the FPGA that runs the network: without memory, and without the host of an accelerator'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a ci -d 'Compare the energy of a command in two git revisions, with a report for a pull request.'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l base -x -d 'revision to compare HEAD with'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l build -x -d 'shell command that is run first in each of the two worktrees'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l fail-above -x -d 'exit code 3 if the energy per inference has risen by significantly more than this, such as 3%; 4 if that is undecided (default: 3%)'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -s r -l rounds -x -d 'executions of each revision (default: 10)'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l inferences -x -d 'inferences in one execution, for joules per inference'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l exporter -x -d 'exporter to read; repeatable (default: $JOULEWATCH_EXPORTER, else that of this machine, else one is started)'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l exporter.flags -x -d 'flags for the exporter that is started'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the report to a file (default: stdout)'
+complete -c joulewatch -n '_shtab_joulewatch_using ci' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a report -d 'Write one or several runs as a self-contained HTML page, or as PDF.'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using report' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
