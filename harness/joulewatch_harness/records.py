@@ -480,6 +480,13 @@ class RunRecord:
     setups: tuple[Setup, ...] = ()
     """The setups that were too short for a window."""
 
+    @property
+    def without_exporters(self) -> RunRecord:
+        """The same run without its own energies: those of other exporters take their place."""
+        header = dataclasses.replace(self.header, exporters=(), sensors=())
+        windows = (dataclasses.replace(window, start_edge=None, end_edge=None) for window in self.windows)
+        return dataclasses.replace(self, header=header, windows=tuple(windows))
+
 
 Line = RunHeader | Configuration | Window | Setup | Note | RunEnd
 LINE_TYPES: Final[Mapping[str, type[Any]]] = {

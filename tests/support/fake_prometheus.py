@@ -35,7 +35,7 @@ class FakePrometheus:
         form = parse_qs(body.decode() if isinstance(body, bytes) else str(body))
         query, at_s = form["query"][0], float(form["time"][0])
         self.queries.append(query)
-        raw = re.fullmatch(r"([a-z_]*)(\{.*\})?\[(\d+)ms\]", query)
+        raw = re.fullmatch(r"([A-Za-z_:]*)(\{.*\})?\[(\d+)ms\]", query)
         if raw is not None:
             selected = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)
             if sum(len(values) for _, values in selected) > self.most_samples:

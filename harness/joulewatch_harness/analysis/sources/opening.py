@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulewatch_harness.analysis.sources.history import SampleSource
-from joulewatch_harness.errors import QueryError
+from joulewatch_harness.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
+    from joulewatch_harness.records import ExporterRecord
 
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:
@@ -35,3 +37,32 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
             raise
         return PrometheusSource(client)
     return None
+
+
+def open_sources(
+    names: Sequence[str], prometheus: PrometheusOptions | None, machines: Sequence[ExporterRecord] | None = None
+) -> SampleSource:
+    """Return the series of the exporters that ``--source`` names, in one Prometheus.
+
+    Args:
+        names: Of mappings, ``joulewatch`` or files.
+        prometheus: The server.
+        machines: The exporters of a run, on whose machines the series are; None: all.
+
+    Raises:
+        ConfigError: A name or file is not valid, a name is given twice, or there is no Prometheus.
+        QueryError: No Prometheus answers.
+    """
+    from joulewatch_harness.analysis.sources.foreign import MappedSource
+    from joulewatch_harness.analysis.sources.mapping import OWN, read_mapping
+    from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
+
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--source {name}: is given twice")
+    mappings = [read_mapping(name) for name in names if name != OWN]
+    if prometheus is None:
+        raise ConfigError("--source needs --prometheus URL")
+    source = open_source(prometheus=prometheus)
+    assert isinstance(source, PrometheusSource)
+    return MappedSource(source, mappings, own=OWN in names, machines=machines)

@@ -105,6 +105,11 @@ class PrometheusSource:
         self._samples_per_query = samples_per_query
         self._now = now
 
+    @property
+    def match(self) -> str:
+        """The matchers that restrict all queries."""
+        return self._match
+
     def describe(self) -> str:
         return f"{self._client.url} ({self._match})" if self._match else self._client.url
 
