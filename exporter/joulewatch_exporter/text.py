@@ -10,6 +10,8 @@ import json
 from typing import Any, Final
 
 MAX_LABEL: Final = 128
+MAX_SOURCE: Final = 512
+"""The label ``source`` has paths, which are longer."""
 _DIGEST: Final = 8
 
 
@@ -20,18 +22,18 @@ def printable(text: str) -> str:
     return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text])
 
 
-def label_text(text: str) -> str:
-    """Return the text as the value of a label: printable, and 128 characters at most.
+def label_text(text: str, longest: int = MAX_LABEL) -> str:
+    """Return the text as the value of a label: printable, and ``longest`` characters at most.
 
     A longer one ends with a digest of the whole text, so that different texts stay different.
     """
-    if len(text) <= MAX_LABEL and text.isprintable():
+    if len(text) <= longest and text.isprintable():
         return text
     escaped = printable(text)
-    if len(escaped) <= MAX_LABEL:
+    if len(escaped) <= longest:
         return escaped
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
-    return f"{escaped[: MAX_LABEL - _DIGEST - 1]}~{digest}"
+    return f"{escaped[: longest - _DIGEST - 1]}~{digest}"
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

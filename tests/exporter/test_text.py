@@ -16,7 +16,7 @@ from joulewatch_exporter.logs import _JsonFormatter, _LogfmtFormatter
 from joulewatch_exporter.model import Finding, Quantity, Reading, SensorInfo
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.server.exposition import Exposition
-from joulewatch_exporter.text import MAX_LABEL, json_text, label_text, printable
+from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, json_text, label_text, printable
 from support.fake_family import Machine, fake_family
 
 HOSTILE = "card\x1b]0;title\x07\x1b[2J\r\u202e\x9b31m\x00 12V"
@@ -67,7 +67,7 @@ class HostileSensor:
         self.quantity = Quantity(scope="device", component="fpga", device=HOSTILE, domain=HOSTILE * 20)
         self.infos = (
             SensorInfo(
-                quantity=self.quantity, method="integrated", source=HOSTILE, model="m" * 4096, resolution="\x1b"
+                quantity=self.quantity, method="integrated", source=HOSTILE * 99, model="m" * 4096, resolution="\x1b"
             ),
         )
 
@@ -86,8 +86,8 @@ def test_no_family_passes_control_characters_or_long_texts_to_a_label() -> None:
     assert len(scan.layout.devices) == 1, "the device of the sensor is that of its quantity"
     body = Exposition(emulated=False, start_s=1.0, nodename=HOSTILE).render([scan], "text").decode()
     assert body.replace("\n", "").isprintable()
-    for value in re.findall(r'="((?:[^"\\]|\\.)*)"', body):
-        assert len(value.replace("\\\\", "\\")) <= MAX_LABEL
+    for name, value in re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', body):
+        assert len(value.replace("\\\\", "\\")) <= (MAX_SOURCE if name == "source" else MAX_LABEL)
     assert "joulewatch_device_power_watts{" in body
 
 

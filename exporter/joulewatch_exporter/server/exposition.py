@@ -30,7 +30,7 @@ from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
-from joulewatch_exporter.text import label_text
+from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,12 @@ def escape_label(value: str) -> str:
 
 def series(metric: Metric, values: Iterable[str]) -> str:
     """Return a sample's line up to its value: ``name{label="…"} ``, with labels in the order of the catalog."""
-    texts = [escape_label(label_text(value)) for value in values]
-    labels = ",".join([f'{name}="{text}"' for name, text in zip(metric.labels, texts, strict=True)])
+    labels = ",".join(
+        [
+            f'{name}="{escape_label(label_text(value, MAX_SOURCE if name == "source" else MAX_LABEL))}"'
+            for name, value in zip(metric.labels, values, strict=True)
+        ]
+    )
     return f"{metric.name}{{{labels}}} " if labels else f"{metric.name} "
 
 

@@ -26,7 +26,7 @@ from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
-from joulewatch_exporter.text import label_text
+from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 from support import golden
 from support.calibrations import calibration_entry, calibration_file
 from support.clock import FakeClock
@@ -156,7 +156,8 @@ class Reference(Collector):
             if metric.name not in families:
                 kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
-            families[metric.name].add_metric([label_text(label) for label in labels], value)  # type: ignore[attr-defined]
+            limits = [MAX_SOURCE if name == "source" else MAX_LABEL for name in metric.labels]
+            families[metric.name].add_metric(list(map(label_text, labels, limits)), value)  # type: ignore[attr-defined]
 
         for scan in self._scans:
             for i, item in enumerate(scan.layout.infos):
