@@ -15,7 +15,7 @@ LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals manifests packages lock clean help
+.PHONY: profile demo check unit test test-long models bench fuzz mutation golden dashboards manuals manifests packages lock clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -74,6 +74,9 @@ models: $(DEV_STAMP)  ## measure the model files of some packages: the commands 
 
 bench: $(DEV_STAMP)  ## measure speed, memory and accuracy; results in tests/benchmarks/results
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)
+
+fuzz: $(DEV_STAMP)  ## give the exporter's parsers much random input, with a new seed (FUZZ_CASES=5000)
+	@JOULEWATCH_FUZZ_CASES=$(or $(FUZZ_CASES),5000) $(PYTEST) --timeout=3600 tests/exporter/test_fuzz.py
 
 mutation: $(DEV_STAMP)  ## change the code in every small way that the unit tests must notice (takes an hour)
 	@$(BIN)/python tests/benchmarks/mutation.py $(MUTATION_FLAGS)

@@ -1041,10 +1041,10 @@ def test_each_server_of_an_enclosure_is_a_host(mock: responses.RequestsMock, tmp
     [
         (b"<html>", "the answer is not valid JSON"),
         (b"[1]", "the answer is not a JSON object"),
-        (b"[" * 15_000, "the answer is not valid JSON"),
+        (b"[" * 9_000, "the answer is not valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "the answer is not valid JSON"),
-        (b" " * (client.MAX_BODY_BYTES + 1), "answer longer than 512 KiB"),
-        (b'{"a": [' + b",".join([b"{}"] * 10_000) + b"]}", "answer with more than 20000 JSON values"),
+        (b" " * (client.MAX_BODY_BYTES + 1), "answer longer than 256 KiB"),
+        (b'{"a": [' + b",".join([b"{}"] * 5_000) + b"]}", "answer with more than 10000 JSON values"),
         (500, "HTTP 500"),
         (503, "HTTP 503"),
         (418, "HTTP 418"),
