@@ -7,6 +7,7 @@ import binascii
 import enum
 import hashlib
 import logging
+import math
 import secrets
 import ssl
 import threading
@@ -28,7 +29,10 @@ MOST_WAITING: Final = 8
 """Passwords that wait to be checked. A check takes 50 ms or more, so more would wait too long."""
 MOST_WAITING_OF_ADDRESS: Final = 2
 """Of these, from one address: guessers must leave room for a scraper whose password has not been checked yet."""
+GUESSER_S: Final = 2.0
+"""For this time after a wrong password, new connections of the address have to wait."""
 _CACHED: Final = 256
+_GUESSERS: Final = 1024
 _VERIFICATION: Final = ("RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "RequestClientCert", "NoClientCert")
 """How client certificates are verified, the strictest first."""
 
@@ -90,6 +94,8 @@ class Access:
         self._path = path
         self._reload_lock = threading.Lock()
         self._bcrypt_lock = threading.Lock()
+        self._guessed_s: dict[str, float] = {}
+        """Address -> monotonic time of its last wrong password."""
         self._waiting: Counter[str] = Counter()
         self._waiting_lock = threading.Lock()
         self._salt = secrets.token_bytes(16)
@@ -224,9 +230,25 @@ class Access:
             return Verdict.ALLOWED
         with self._queued(address) as is_queued:
             if not is_queued:
+                self._note_guess(address)
                 return Verdict.BUSY
             with self._bcrypt_lock:
-                return Verdict.ALLOWED if self._matches(key, password, expected) else Verdict.WRONG
+                matches = self._matches(key, password, expected)
+        if matches:
+            return Verdict.ALLOWED
+        self._note_guess(address)
+        return Verdict.WRONG
+
+    def _note_guess(self, address: str) -> None:
+        with self._waiting_lock:
+            self._guessed_s.pop(address, None)
+            while len(self._guessed_s) >= _GUESSERS:
+                self._guessed_s.pop(next(iter(self._guessed_s)))
+            self._guessed_s[address] = time.monotonic()
+
+    def has_guessed(self, address: str) -> bool:
+        """Return whether this address has sent a wrong password within the last `GUESSER_S`."""
+        return time.monotonic() - self._guessed_s.get(address, -math.inf) < GUESSER_S
 
     @contextmanager
     def _queued(self, address: str) -> Iterator[bool]:

@@ -48,7 +48,8 @@ LEAST_TIMEOUT_S: Final = 0.05
 SLOT_WAIT_S: Final = 1.0
 """Longest time that a scrape waits for other scrapes to end."""
 GUESS_PAUSE_S: Final = 0.25
-"""Pause of a connection after a wrong password, so that guessers do not use up the processor."""
+"""Pause of a connection after a wrong password, and of new ones of its address, so that guessers do not use up the
+processor."""
 MIN_GZIP_BYTES: Final = 1024
 
 _BACKLOG: Final = 128
@@ -203,6 +204,8 @@ class WebServer:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._access.refresh()
+            if self._access.has_guessed(peer.address):
+                time.sleep(GUESS_PAUSE_S)  # otherwise a guesser would avoid the pause by connecting again
             context = self._access.tls
             if context is not None:
                 connection.settimeout(self._handshake_timeout_s)

@@ -12,7 +12,7 @@ import pytest
 
 from joulewatch_exporter.config.web import RateLimit
 from joulewatch_exporter.server import access as access_module
-from joulewatch_exporter.server.access import MOST_WAITING_OF_ADDRESS, Access, TokenBucket, Verdict
+from joulewatch_exporter.server.access import GUESSER_S, MOST_WAITING_OF_ADDRESS, Access, TokenBucket, Verdict
 from support.waiting import wait_until
 
 HASH = "$2b$10$" + "a" * 53
@@ -86,6 +86,18 @@ def test_the_queue_of_passwords_is_bounded_for_each_address(access: Access, bcry
         assert scraper.result(10) is Verdict.ALLOWED
         assert {guess.result(10) for guess in guesses} == {Verdict.WRONG}
     assert not access._waiting, "all places are free again"
+
+
+def test_new_connections_of_a_guesser_wait(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(access_module.time, "monotonic", lambda: now_s)
+    assert not access.has_guessed("attacker")
+    assert access.check(basic("a guess"), "attacker") is Verdict.WRONG
+    assert access.check(basic("open sesame"), "scraper") is Verdict.ALLOWED
+    assert access.has_guessed("attacker")
+    assert not access.has_guessed("scraper")
+    now_s += GUESSER_S
+    assert not access.has_guessed("attacker")
 
 
 TLS = "tls_server_config: {{cert: c, key: k{}}}\n"
