@@ -110,13 +110,14 @@ def _plain_number(value: float, _: int) -> str:
 
 
 def draw_titles(top: Any, title: str, subtitle: str, warning: str) -> None:
-    above = 34 if warning else 12
+    warning = wrapped(warning, TEXT_INCHES, 9, "bold")
+    above = 34 + 12 * warning.count("\n") if warning else 12
     lines = subtitle.count("\n")
     _above(top, title, above + 14 + 10 * lines, fontsize=TITLE_POINTS, fontweight="bold", color="#111111")
     _above(top, subtitle, above, fontsize=8, color="#666666")
     if warning:
-        box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}
-        _above(top, f" {warning} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
+        box = {"boxstyle": "round,pad=0.4", "facecolor": "#B00020", "edgecolor": "none"}
+        _above(top, warning, 14, fontsize=9, fontweight="bold", color="white", bbox=box)
 
 
 def _above(axes: Any, text: str, points: float, **style: Any) -> None:

@@ -172,7 +172,9 @@ def _hardware(run: Run, component: str) -> str:
 def _models(document: Mapping[str, Any], component: str) -> Iterator[tuple[str, str]]:
     """Yield the model and the name of each device of a component."""
     for sensor in document.get("sensors") or ():
-        if sensor.get("scope") == "device" and sensor.get("component") == component and sensor.get("model"):
+        # The model of an estimate is the power model.
+        is_device = sensor.get("scope") == "device" and sensor.get("method") != "estimated"
+        if is_device and sensor.get("component") == component and sensor.get("model"):
             # Some models end with the address and the driver: NVIDIA A100 @ 0000:01:00.0, driver 550.54.15.
             yield str(sensor["model"]).partition(" @ ")[0], f"{sensor.get('exporter')}/{sensor.get('device')}"
 

@@ -86,6 +86,15 @@ def test_methods_are_in_a_warning_and_in_the_legend(tmp_path: Path) -> None:
     assert "runs run1, run2" in text
 
 
+def test_a_long_warning_does_not_push_the_panels_aside() -> None:
+    widths = []
+    for methods in (("counter", "estimated"), ("estimated", "emulated")):
+        figure = make_runs_figure([line(number, method=method) for number, method in enumerate(methods, 1)])
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_position().width)
+    assert widths[1] == pytest.approx(widths[0], rel=0.02)
+
+
 def test_the_share_of_the_driver_has_a_panel_if_there_is_one() -> None:
     figure = make_runs_figure([line(1), line(2, share=0.6)])
     assert len(figure.axes) == 3

@@ -99,6 +99,8 @@ def test_the_hardware_of_the_main_device_is_that_of_its_sensors(document: dict[s
     assert only_line(changed(run, device="cuda:0"), main_device=True).hardware == "NVIDIA A100"
     assert only_line(changed(run, device="cpu"), main_device=True).hardware == "2x AMD EPYC 7763"
     assert only_line(changed(run, device="cpu", hardware="node1")).hardware == "node1"
+    power_model = {**document, "sensors": [{**sensor, "method": "estimated"} for sensor in sensors]}
+    assert only_line(changed(power_model, device="cpu", hardware="node1"), main_device=True).hardware == "node1"
 
 
 def test_a_method_that_is_not_a_measurement_is_in_the_label(document: dict[str, Any]) -> None:
