@@ -41,10 +41,12 @@ def test_an_example_is_a_command_that_parses() -> None:
         (["profile", "--phases", "inlin"], "did you mean inline?"),
         (["profile", "--precision", "fp23"], "did you mean fp32?"),
         (["analyze", "x", "--format", "jsn"], "invalid value 'jsn'; did you mean json?"),
+        (["profile", "--exporter.flags", '"a'], "argument --exporter.flags: '\"a': No closing quotation"),
+        (["sensors", "--exporter.flags", '"a'], "argument --exporter.flags: '\"a': No closing quotation"),
         (["runs", "lst"], "invalid value 'lst'; did you mean list?"),
     ],
 )
-def test_every_unknown_word_suggests_the_nearest(
+def test_a_wrong_word_is_named_with_the_nearest(
     words: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import check_folder, write_file
+from joulewatch_harness.commands.options import check_folder, shell_words, write_file
 from joulewatch_harness.errors import ConfigError, JoulewatchError
 from joulewatch_harness.plan.plan import DEFAULT_OUTPUT
 
@@ -52,7 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exporter to read; repeatable (default: $JOULEWATCH_EXPORTER, else that of this machine, else one is "
         "started)",
     )
-    parser.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that is started")
+    parser.add_argument(
+        "--exporter.flags",
+        dest="exporter_flags",
+        type=shell_words,
+        default=[],
+        help="flags for the exporter that is started",
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the result to a file (default: stderr)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="output format (default: table)")
     parser.add_argument(
@@ -100,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         prometheus=options_from_args(args),
         idle="measured" if args.idle else None,
         output=args.output,
-        exporter_flags=shlex.split(args.exporter_flags or ""),
+        exporter_flags=args.exporter_flags,
         runtime="command",
     )
     with meter, child.signals_forwarded(), contextlib.ExitStack() as stack:

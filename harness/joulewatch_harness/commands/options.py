@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,14 @@ def add_format_argument(parser: argparse._ActionsContainer, *more: str) -> None:
     parser.add_argument(
         "--format", choices=("table", "json", "csv", *more), default="table", help="output format (default: table)"
     )
+
+
+def shell_words(text: str) -> list[str]:
+    """Split the value of a flag into words as a shell does; the ``type`` of an argument."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def add_output_argument(parser: argparse._ActionsContainer) -> None:

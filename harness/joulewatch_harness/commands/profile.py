@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from urllib.parse import urlencode
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
 from joulewatch_harness.clocktime import to_ms
-from joulewatch_harness.commands.options import add_format_argument, network_options
+from joulewatch_harness.commands.options import add_format_argument, network_options, shell_words
 from joulewatch_harness.errors import (
     ConfigError,
     JoulewatchError,
@@ -121,7 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--idle", type=number(), metavar="SECONDS", help="length of each of the three idle windows")
     where = parser.add_argument_group("energy source")
     where.add_argument("--exporter", action="append", metavar="URL", help="exporter to read at edges; repeatable")
-    where.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that local mode starts")
+    where.add_argument(
+        "--exporter.flags",
+        dest="exporter_flags",
+        type=shell_words,
+        help="flags for the exporter that local mode starts",
+    )
     where.add_argument(
         "--scrape-rate",
         type=number(),
@@ -190,7 +194,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "seed": args.seed,
         "idle_s": args.idle,
         "exporters": args.exporter,
-        "exporter_flags": None if args.exporter_flags is None else shlex.split(args.exporter_flags),
+        "exporter_flags": args.exporter_flags,
         "prometheus": args.prometheus,
         "prometheus_config": None if args.prometheus_config is None else str(args.prometheus_config),
         "pushgateway": args.pushgateway,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
-from joulewatch_harness.commands.options import add_format_argument
+from joulewatch_harness.commands.options import add_format_argument, shell_words
 from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=number(ge=0.5, le=3600), metavar="S", help=f"length of the test (default: {DEFAULT_TEST_S:g})"
     )
-    parser.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that is started")
+    parser.add_argument(
+        "--exporter.flags",
+        dest="exporter_flags",
+        type=shell_words,
+        default=[],
+        help="flags for the exporter that is started",
+    )
     add_format_argument(parser)
 
 
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="joulewatch-")))
         urls = () if args.url is None else (args.url,)
-        found = connect(urls, folder, stack, exporter_flags=shlex.split(args.exporter_flags or ""))
+        found = connect(urls, folder, stack, exporter_flags=args.exporter_flags)
         rows = describe(found.urls, found.sensors)
         if args.test:
             tested: list[SensorRow] = []
