@@ -15,13 +15,14 @@ from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.stored import find
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.metering.values import text_of
 from joulewatch_harness.names import unknown
 
 if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """One configuration at one batch size: the mean over its rounds, or over the windows of a name."""
 
@@ -40,8 +41,8 @@ class Result:
 
     @property
     def repeats(self) -> int:
-        """Number of rounds or windows in the mean."""
-        return self.group.rounds
+        """Number of rounds or windows in the mean energy; without an energy, in the mean time."""
+        return self.group.rounds if self.energy.gross is None else len(self.energy.gross.rounds)
 
     @property
     def energy(self) -> EnergyResult:
@@ -89,6 +90,11 @@ class Result:
     def per_component(self) -> dict[str, EnergyResult]:
         """Component -> energy per inference."""
         return {energy.name: energy for energy in self.group.components}
+
+    def __repr__(self) -> str:
+        gross = self.energy.gross
+        text = "no number" if gross is None else f"{text_of(gross, 'J')} per inference"
+        return f"<joulewatch result {self.name!r}, batch size {self.batch_size}: {text}, repeats: {self.repeats}>"
 
 
 @dataclass(frozen=True, slots=True)

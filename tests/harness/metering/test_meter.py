@@ -76,6 +76,8 @@ def test_windows_are_in_the_journal_and_the_analysis_agrees(meter: Meter) -> Non
     assert result.joules_per_inference == pytest.approx(window.joules_per_inference)
     assert result.uncertainty is None
     assert result.group.configuration.runtime == "python"
+    assert repr(result).startswith("<joulewatch result 'decode', batch size 1: ")
+    assert repr(result).endswith("J per inference, repeats: 1>")
 
 
 def test_repeats_of_a_name_are_summarised(meter: Meter) -> None:
@@ -292,6 +294,7 @@ def test_an_exporter_that_dies_inside_a_window(exporter: CountingExporter, meter
         busy()
     assert window.joules is not None
     assert [note.reason for note in read_run(meter.folder).notes] == ["exporter_lost", "exporter_back"]
+    assert meter.results()["a"].repeats == 1
 
 
 def test_a_clock_that_is_set_inside_a_window(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
