@@ -21,7 +21,7 @@ def lines(
 ) -> list[str]:
     """Return the sensors for people."""
     names = [f"{exporter.url} on {exporter.nodename or 'an unknown machine'}" for exporter in exporters]
-    texts = [_NOTE, *(line for cost in costs for line in _cost(cost))]
+    texts = [_NOTE, *map(_cost, costs)]
     return [*names, "", *table(rows, tested=bool(costs)).lines(width), "", *paragraphs(texts, width)]
 
 
@@ -78,14 +78,14 @@ def _accuracy(row: SensorRow) -> str:
     return "?" if value is None else f"±{100 * value:g} %"
 
 
-def _cost(cost: Cost) -> list[str]:
-    lines = [
+def _cost(cost: Cost) -> str:
+    text = (
         f"Cost of reading {cost.exporter}: an answer takes {cost.median_s * 1e3:.2g} ms (median of {cost.requests}), "
-        f"{cost.p99_s * 1e3:.2g} ms (99 %)",
-    ]
-    if cost.processor_s is not None and cost.quiet_share is not None:
-        lines.append(
-            f"  and {cost.processor_s * 1e3:.2g} ms of the exporter's processor time; when nothing reads it, it uses "
-            f"{100 * cost.quiet_share:.2g} % of a processor."
-        )
-    return lines
+        f"{cost.p99_s * 1e3:.2g} ms (99 %)"
+    )
+    if cost.processor_s is None or cost.quiet_share is None:
+        return f"{text}."
+    return (
+        f"{text}, and {cost.processor_s * 1e3:.2g} ms of the exporter's processor time. When nothing reads it, it uses "
+        f"{100 * cost.quiet_share:.2g} % of a processor."
+    )

@@ -56,6 +56,7 @@ def test_the_test_measures_refresh_and_cost(exporter: CountingExporter, capsys: 
     assert cli.main(["sensors", "--test", "--seconds", "0.5", exporter.url]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Cost of reading" in out
+    assert " ms (99 %), and " in out
     assert "<= " in out
 
 
