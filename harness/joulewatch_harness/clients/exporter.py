@@ -138,7 +138,7 @@ class ExporterClient:
             port = parts.port
         except ValueError as error:
             raise ConfigError(f"exporter {shown}: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or any(ord(one) < 33 for one in parts.netloc):
             raise ConfigError(
                 f"exporter {shown!r} is not a valid URL: write it as http://host:{catalog.DEFAULT_PORT} or unix:/path"
             )

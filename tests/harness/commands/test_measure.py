@@ -78,6 +78,7 @@ def test_own_failures_have_code_125(
         (["--out", "no/such/file", "--", "true"], "--out"),
         (["--exporter", f"http://127.0.0.1:{free_port()}", "--", "true"], "is joulewatch-exporter running there"),
         (["--exporter", "ftp://x", "--", "true"], "not a valid URL"),
+        (["--exporter", "my node", "--", "true"], "not a valid URL"),
     ):
         assert measure(*words) == 125
         assert text in capsys.readouterr().err
