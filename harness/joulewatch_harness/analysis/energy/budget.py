@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Final
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, ClockOffset, Distribution
@@ -34,7 +35,7 @@ def budget_item(
         standard_joules=half_width_joules / _DIVISORS[distribution] if standard_joules is None else standard_joules,
         half_width_joules=half_width_joules,
         distribution=distribution,
-        text=text,
+        text=sys.intern(text),  # many windows have the same, and a run has hundreds of thousands of components
         systematic=systematic,
         family=family,
     )
@@ -48,7 +49,7 @@ def without_zeros(*items: BudgetItem) -> tuple[BudgetItem, ...]:
 def counter_items(
     traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float, stale_edges: int = 2
 ) -> list[BudgetItem]:
-    """Return the components of a counter's readings at both edges; ``stale_edges`` of them are not at a refresh.
+    """Return the components of a counter, without zeros, at both edges; ``stale_edges`` of them are not at a refresh.
 
     Either value is up to a refresh period r old. The two ages are independent, and they meet different powers:
     u = r sqrt(P^2 / 6 + 2 / 3 s^2), where s^2 <= (cap - P) (P - floor) is the largest variance of a power between
@@ -60,16 +61,16 @@ def counter_items(
         variance *= batch_s / traits.refresh_s
     integrated = traits.resolution_watts > 0
     half = traits.refresh_s * math.sqrt((power * power + (7 if integrated else 4) * variance) * stale_edges / 2)
-    return [
-        budget_item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
-        budget_item(
-            "resolution",
-            traits.resolution_joules,
-            "triangular",
-            f"steps of {traits.resolution_joules:.3g} J at either edge",
-        ),
-        steps_item(traits.resolution_watts, duration_s),
-    ]
+    items = []
+    if half > 0:
+        text = f"the value is up to {traits.refresh_s:.3g} s old at either edge"
+        items.append(budget_item("refresh", half, "triangular", text))
+    if traits.resolution_joules > 0:
+        text = f"steps of {traits.resolution_joules:.3g} J at either edge"
+        items.append(budget_item("resolution", traits.resolution_joules, "triangular", text))
+    if traits.resolution_watts > 0:
+        items.append(steps_item(traits.resolution_watts, duration_s))
+    return items
 
 
 def steps_item(step_watts: float, duration_s: float) -> BudgetItem:

@@ -182,9 +182,12 @@ def _largest_slacks(
     # A common offset moves both readings in one direction: away from the window at one edge, into it at the other. The
     # totals are convex in the shift, so they are largest at its limits.
     signs = ((1, -1), (-1, 1)) if start == end else ((1, 1), (-1, -1))
-    moved = [(slack_s[0] + a * first_s, slack_s[1] + b * last_s) for a, b in signs]
-    outside_s = max(sum(max(slack + error_s, 0.0) for slack in pair) for pair in moved)
-    return outside_s, max(sum(max(error_s - slack, 0.0) for slack in pair) for pair in moved)
+    outside_s = inside_s = 0.0
+    for a, b in signs:
+        before_s, after_s = slack_s[0] + a * first_s, slack_s[1] + b * last_s
+        outside_s = max(outside_s, max(before_s + error_s, 0.0) + max(after_s + error_s, 0.0))
+        inside_s = max(inside_s, max(error_s - before_s, 0.0) + max(error_s - after_s, 0.0))
+    return outside_s, inside_s
 
 
 def _moved_outside(slack_s: tuple[float, float], limit_s: float) -> tuple[float, float]:

@@ -159,8 +159,8 @@ def check_restart(restarts_s: Floats | None, first_s: float, last_s: float) -> N
     """Raise CoverageError ``exporter_restart`` if the exporter started between two times on its clock."""
     if restarts_s is None:
         return
-    inside = restarts_s[(restarts_s > first_s) & (restarts_s <= last_s)]
-    if inside.size:
+    inside = [at_s for at_s in restarts_s.tolist() if first_s < at_s <= last_s]
+    if inside:
         raise CoverageError(
             "exporter_restart",
             f"the exporter restarted at {inside[0]:.3f}, inside the window, which set the counter to 0",
@@ -178,10 +178,14 @@ def enclosing_samples(times_s: Floats, edge_s: float, error_s: float, name: str,
     if before < 0 or after >= times_s.size:
         side = "before" if before < 0 else "after"
         raise CoverageError("unbracketed", f"no sample {side} the window's {name}")
-    gap_s = float(times_s[after] - times_s[before])
+    check_gap(float(times_s[after] - times_s[before]), error_s, name, max_gap_s)
+    return before, after
+
+
+def check_gap(gap_s: float, error_s: float, name: str, max_gap_s: float) -> None:
+    """Raise CoverageError ``sample_gap`` if the samples around an edge are too far apart."""
     if gap_s > max_gap_s + 2 * error_s:
         raise CoverageError(
             "sample_gap",
             f"{gap_s:.3g} s without a sample around the window's {name} (at most {max_gap_s:.3g} s is accepted)",
         )
-    return before, after

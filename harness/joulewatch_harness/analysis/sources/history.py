@@ -71,6 +71,9 @@ class Health:
         return not (self.wraps or self.resets or self.rejected or self.unmeasured_s or self.down)
 
 
+_CLEAN: Final = Health()
+
+
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """A run as a list shows it."""
@@ -108,6 +111,8 @@ class History:
         """Return the increases of a sensor's diagnostic counters, between the samples around a span."""
         kinds = self.diagnostics.get(_quantity_key(sensor), {})
         device = (sensor.exporter, sensor.collector, sensor.device)
+        if not kinds and device not in self.ups:
+            return _CLEAN  # nearly always
         increases = {}
         for kind, series in kinds.items():
             steps = np.diff(series.between(start_s, end_s).values)
