@@ -16,6 +16,7 @@ from joulewatch_harness.cli import make_parser as harness_parser
 OUTSIDE: Final = {
     "joulewatch analyze --carbon": ("-1",),
     "joulewatch energy --price": ("-1",),
+    "joulewatch import --clock-offset": (),
     "joulewatch layers --smallest": ("-1", "101"),
     "joulewatch measure --interval": ("0", "0.001"),
     "joulewatch predict --clock-mhz": ("0", "-1"),

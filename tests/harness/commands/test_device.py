@@ -34,12 +34,12 @@ def test_all_cards_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 80 for line in lines)
     rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in cards()]
     assert [row[0] for row in rows] == list(cards())
-    assert ["epyc-7763", "cpu", "5.018*", "204.8", "280", "-"] in rows
+    assert ["epyc-7763", "cpu", "5.018*", "204.8", "280", "100*"] in rows
     assert ["alveo-u280", "fpga", "-", "460", "-", "40.3*"] in rows
 
 
 def test_one_card_is_shown_with_its_sources_and_with_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, "AMD EPYC 7763")
+    text = shown(capsys, "AMD EPYC 9654")
     assert "fp32_operations_per_cycle 32" in text
     assert "Not known: idle_watts" in text
     assert "[1] AMD processor specifications" in text

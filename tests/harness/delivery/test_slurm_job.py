@@ -120,7 +120,7 @@ def test_every_problem_is_one_line_and_exit_code_0(
 def test_a_run_is_removed_only_after_it_was_delivered(
     complete: bool, tmp_path: Path, salt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = DeliveryReport(delivered=1, pending=0 if complete else 1)
+    report = DeliveryReport(windows=1, delivered=int(complete), pending=int(not complete))
     pushed: list[Path] = []
     monkeypatch.setattr(slurm_job, "push_run", lambda path, *_, **__: pushed.append(path) or report)
     prometheus = tmp_path / "prometheus.yaml"
