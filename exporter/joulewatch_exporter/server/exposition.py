@@ -150,6 +150,11 @@ def _of_verdict(metric: Metric, verdict: Verdict) -> str:
     return series(metric, (verdict.check, verdict.collector, verdict.device, verdict.domain))
 
 
+@lru_cache
+def _of_limit(limit: str) -> str:
+    return series(catalog.EXPORTER_REFUSED, (limit,))
+
+
 class Exposition:
     """Renders scrapes; called by many threads at once, so its cached values are immutable."""
 
@@ -221,10 +226,7 @@ class Exposition:
             parts += (_head(metric, format_), line)
         if refused := self._refused():
             parts.append(_head(catalog.EXPORTER_REFUSED, format_))
-            parts += [
-                f"{series(catalog.EXPORTER_REFUSED, (limit,))}{float(count)!r}\n".encode()
-                for limit, count in refused.items()
-            ]
+            parts += [f"{_of_limit(limit)}{float(count)!r}\n".encode() for limit, count in refused.items()]
         if self._registry is not None:
             # Last, so that the process metrics include the cost of this scrape.
             parts.append((generate_openmetrics if format_ == "openmetrics" else generate_text)(self._registry))
