@@ -28,9 +28,13 @@ class QueryError(JoulewatchError):
 
 
 class QueryTooLargeError(QueryError):
-    """HTTP 422: the server refuses to execute the query (too many samples); query a shorter span."""
+    """The server refuses to execute the query (too many samples, too long a range); query a shorter span."""
 
     status: ClassVar[int] = 422
+
+
+class QueryRangeError(QueryTooLargeError):
+    """The server refuses ranges of this length."""
 
 
 class QueryUnavailableError(QueryError):

@@ -7,7 +7,6 @@ The exporter names the socket in its answers to scrapes; without one, or if it f
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import http.client
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from joulewatch_exporter import catalog
+from joulewatch_harness.clients.bounded import LONGEST_BODY, BoundedResponse, gunzip
 from joulewatch_harness.clients.edge_socket import HEADER, EdgeAnswer, EdgeSocket, UnixConnection, path_of
 from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PATH: Final = "/metrics"
 DEFAULT_OPTIONS: Final = HttpOptions(timeout_s=2.0)
-
-LONGEST_BODY: Final = 64 * 1024 * 1024
 
 _ON_REQUEST: Final = "on_request"
 """Read mode of a device that the exporter reads after each request. Others are read in the background: their read
@@ -459,6 +457,7 @@ class ExporterClient:
                 )
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+            connection.response_class = BoundedResponse
             self._connection = connection
             connection.connect()
             if not self._path:
@@ -471,7 +470,7 @@ class ExporterClient:
             raise OSError(f"the answer is longer than {LONGEST_BODY} bytes")
         self._announced = response.headers.get(HEADER, self._announced)
         if response.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
+            body = gunzip(body)
         return response.status, body
 
     def _unreachable(self, error: Exception) -> ExporterUnreachableError:

@@ -16,8 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from joulewatch_harness.clients.bounded import (
+    LONGEST_QUERY_BODY,
+    MIB,
+    TooLongError,
+    TooSlowError,
+    bounded_session,
+    read_body,
+)
 from joulewatch_harness.clients.options import QUERY_PATH, PrometheusOptions, without_secrets
-from joulewatch_harness.errors import QueryError, QueryTooLargeError, QueryUnavailableError
+from joulewatch_harness.errors import QueryError, QueryRangeError, QueryTooLargeError, QueryUnavailableError, one_line
 
 if TYPE_CHECKING:
     import requests
@@ -28,6 +36,20 @@ RETRY_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 FIRST_BACKOFF_S: Final = 0.25
 LONGEST_BACKOFF_S: Final = 10.0
 PING_RETRY_S: Final = 3.0
+LONGEST_RETRIES_S: Final = 300.0
+"""How long all requests of one client retry, together."""
+NO_POST_STATUS: Final = frozenset({405, 501})
+TOO_LARGE_STATUS: Final = frozenset({413, 422})
+LONGEST_TEXT: Final = MIB
+"""Longest answer of a receiver or a Pushgateway."""
+
+
+_RANGE_LIMIT: Final = re.compile(
+    r"(range|length|duration|lookback|look back|period).{0,60}(exceed|limit|too (long|large)|longer than|maximum)"
+    r"|(exceed|limit|maximum|at most|more than).{0,60}(range|length|duration|lookback|days|hours)",
+    re.IGNORECASE,
+)
+"""The words of servers that refuse a query because its range is too long; the status is 400, 413, 422 or 500."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +81,16 @@ class PrometheusClient:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        import requests
-
         self.options = options
         self.url = options.url
         self._retry_s = retry_s
+        self._retry_left_s = LONGEST_RETRIES_S
+        self._get_only = False
         self._sleep = sleep
         self._monotonic = monotonic
         self._jitter = jitter
         self._warned: set[str] = set()
-        self._session = requests.Session()
+        self._session = bounded_session()
         self._session.headers.update(options.headers)
         self._session.headers["User-Agent"] = "joulewatch"
         self._session.auth = _auth(options)
@@ -100,7 +122,7 @@ class PrometheusClient:
         """Return ``data`` of a POST with form fields, for queries of any length.
 
         Raises:
-            QueryTooLargeError: HTTP 422.
+            QueryTooLargeError: HTTP 413 or 422, an answer that is too long, or a range that is too long.
             QueryUnavailableError: no response, or 429 or 5xx until the end of the retries.
             QueryError: an error of the server, or a response that is not from a Prometheus.
         """
@@ -154,27 +176,41 @@ class PrometheusClient:
             QueryUnavailableError: no response.
         """
         full = url if "://" in url else self.url + url
-        response = self._request(method, full, {"data": body, "headers": dict(headers or {})})
+        argument = {"data": body, "headers": dict(headers or {})}
+        response = self._request(method, full, argument, LONGEST_TEXT)
         return Answer(response.status_code, response.text)
 
     def _data_of(self, method: str, path: str, fields: Mapping[str, Any], retry_s: float | None) -> Any:
         url = self.url + path
-        argument = {"params" if method == "GET" else "data": {**self.options.params, **fields}}
-        deadline_s = self._monotonic() + (self._retry_s if retry_s is None else retry_s)
-        for wait_s in self._waits():
+        started_s = self._monotonic()
+        # All requests of a client together retry for a limited time: a command may need thousands of them.
+        allowed_s = min(self._retry_s if retry_s is None else retry_s, max(self._retry_left_s, 0.0))
+        for attempt, wait_s in enumerate(self._waits(), 1):
             after_s = 0.0
+            method = "GET" if self._get_only else method
+            argument = {"params" if method == "GET" else "data": {**self.options.params, **fields}}
             try:
                 response = self._request(method, url, argument)
             except QueryUnavailableError as error:
-                problem = error
+                problem = str(error)
             else:
+                if method == "POST" and response.status_code in NO_POST_STATUS:
+                    # A gateway that passes only GET. The URL may become too long for it, and it then reports that.
+                    logger.info("%s: %s: using GET", url, _error_text(response))
+                    self._get_only = True
+                    return self._data_of("GET", path, fields, retry_s)
                 if response.status_code not in RETRY_STATUS:
+                    if attempt > 1:
+                        self._retry_left_s -= self._monotonic() - started_s
                     return self._data(url, response)
-                problem = QueryUnavailableError(f"{url}: {_error_text(response)}")
+                problem = f"{url}: {_error_text(response)}{self._via(url)}"
                 after_s = _retry_after_s(response.headers.get("Retry-After"))
             wait_s = max(wait_s, after_s)
-            if self._monotonic() + wait_s > deadline_s:
-                raise problem
+            spent_s = self._monotonic() - started_s
+            if spent_s + wait_s > allowed_s:
+                self._retry_left_s -= spent_s
+                attempts = f" ({attempt} attempts in {spent_s:.0f} s)" if attempt > 1 else ""
+                raise QueryUnavailableError(problem + attempts) from None
             logger.info("%s; retrying in %.1f s", problem, wait_s)
             self._sleep(wait_s)
         raise AssertionError("the waits never end")
@@ -186,23 +222,40 @@ class PrometheusClient:
             yield wait_s * (0.5 + self._jitter())
             wait_s = min(2 * wait_s, LONGEST_BACKOFF_S)
 
-    def _request(self, method: str, url: str, argument: Mapping[str, Any]) -> requests.Response:
+    def _request(
+        self, method: str, url: str, argument: Mapping[str, Any], longest: int = LONGEST_QUERY_BODY
+    ) -> requests.Response:
         import requests
 
+        timeout_s = self.options.timeout_s
         try:
             # A redirect would turn a POST into a GET, and could send the credentials to another server.
             response = self._session.request(
-                method, url, timeout=self.options.timeout_s, verify=self._verify, allow_redirects=False, **argument
+                method, url, timeout=timeout_s, verify=self._verify, allow_redirects=False, stream=True, **argument
             )
-        except requests.RequestException as error:
+            # Read here, because requests itself would decompress a body of any length.
+            vars(response).update(_content=read_body(response, longest, timeout_s), _content_consumed=True)
+        except TooLongError as error:
+            raise QueryTooLargeError(f"{url}: {error.strerror}{self._via(url)}") from None
+        except (requests.RequestException, TooSlowError) as error:
             # Not chained: the errors of requests contain the whole URL, including params.
-            raise QueryUnavailableError(f"{url}: {_reason(error, self.options.timeout_s)}") from None
+            problem = f"{url}: {_reason(error, timeout_s)}{self._via(url)}"
+            if any(isinstance(cause, TooLongError) for cause in _causes(error)):
+                raise QueryTooLargeError(problem) from None
+            raise QueryUnavailableError(problem) from None
         if 300 <= response.status_code < 400 and "Location" in response.headers:
             raise QueryError(
                 f"{url} redirects to {without_secrets(response.headers['Location'])}: "
                 "give the URL that answers without a redirect"
             )
         return response
+
+    def _via(self, url: str) -> str:
+        """Return the proxy that the environment prescribes for a URL, for errors; empty without one."""
+        from requests.utils import get_environ_proxies, select_proxy
+
+        proxy = select_proxy(url, get_environ_proxies(url))
+        return f" (through the proxy {without_secrets(proxy)} of the environment, see NO_PROXY)" if proxy else ""
 
     def _data(self, url: str, response: requests.Response) -> Any:
         try:
@@ -216,16 +269,18 @@ class PrometheusClient:
             )
         if not isinstance(answer, dict) or answer.get("status") not in ("success", "error"):
             raise QueryError(
-                f"{url} does not answer like a Prometheus ({_described(response)}): give its base URL, "
+                f"{url} does not answer like a Prometheus ({_described(response)}){self._via(url)}: give its base URL, "
                 "such as http://host:9090 or https://host/prometheus"
             )
         if answer["status"] == "error" or response.status_code >= 400:
             text = f"{url}: {_error_text(response)}"
-            raise QueryTooLargeError(text) if response.status_code == 422 else QueryError(text)
+            if _RANGE_LIMIT.search(text):
+                raise QueryRangeError(text)
+            raise QueryTooLargeError(text) if response.status_code in TOO_LARGE_STATUS else QueryError(text)
         for warning in answer.get("warnings") or ():
             if warning not in self._warned:
                 self._warned.add(warning)
-                logger.warning("%s warns: %s", self.url, warning)
+                logger.warning("%s warns: %s", self.url, one_line(str(warning)))
         return answer.get("data")
 
 
@@ -250,6 +305,23 @@ def _reason(error: BaseException, timeout_s: float) -> str:
 
     if isinstance(error, requests.Timeout):
         return f"no answer within {timeout_s:g} s"
+    chain = _causes(error)
+    for cause in reversed(chain):
+        if isinstance(cause, (TooSlowError, TooLongError)):
+            return str(cause.strerror)
+        if isinstance(cause, TimeoutError):
+            return f"no answer within {timeout_s:g} s"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the certificate is not valid: {cause.verify_message}; give its authority as ca_file"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {cause.reason or 'error'}"
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"cannot be reached: {cause.strerror}"
+    return f"cannot be reached: {type(chain[-1]).__name__}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was raised from, the innermost last."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
@@ -258,14 +330,7 @@ def _reason(error: BaseException, timeout_s: float) -> str:
         if not isinstance(inner, BaseException):
             inner = next((item for item in current.args if isinstance(item, BaseException)), None)
         current = inner or current.__cause__ or current.__context__
-    for cause in reversed(chain):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the certificate is not valid: {cause.verify_message}; give its authority as ca_file"
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS failed: {cause.reason or 'error'}"
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"cannot be reached: {cause.strerror}"
-    return f"cannot be reached: {type(chain[-1]).__name__}"
+    return chain
 
 
 def _error_text(response: requests.Response) -> str:
@@ -276,12 +341,12 @@ def _error_text(response: requests.Response) -> str:
         answer = None
     if isinstance(answer, dict) and answer.get("error"):
         kind = answer.get("errorType") or "error"
-        return f"HTTP {response.status_code} {kind}: {answer['error']}"
+        return f"HTTP {response.status_code} {one_line(str(kind))}: {one_line(str(answer['error']))}"
     return _described(response)
 
 
 def _described(response: requests.Response) -> str:
-    kind = response.headers.get("Content-Type", "").partition(";")[0] or "no content type"
+    kind = one_line(response.headers.get("Content-Type", "").partition(";")[0]) or "no content type"
     start = " ".join(response.text[:200].split())[:60]
     return f"HTTP {response.status_code}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
 

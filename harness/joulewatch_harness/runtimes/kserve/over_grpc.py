@@ -29,7 +29,7 @@ from joulewatch_harness.runtimes.kserve.tensors import (
     to_wire,
     wire_itemsize,
 )
-from joulewatch_harness.runtimes.shared.http import Endpoint
+from joulewatch_harness.runtimes.shared.http import LONGEST_BODY, Endpoint
 
 # By default gRPC's core writes to stderr what the errors contain anyway.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -49,7 +49,7 @@ LARGEST_REQUEST_BYTES: Final = 2**31 - 2**20
 ARGUMENTS: Final = (
     ("grpc.max_send_message_length", -1),
     # The default is 4 MiB; the outputs of a large batch are larger.
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", LONGEST_BODY),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config_disable_resolution", 1),

@@ -19,12 +19,17 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from joulewatch_harness.binder import Limits
+from joulewatch_harness.clients.bounded import BoundedResponse, TooLongError, TooSlowError
 from joulewatch_harness.clients.options import HttpOptions, without_secrets
-from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.errors import ConfigError, NetworkError, one_line
 from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 PIECE_BYTES: Final = 1 << 16
+LONGEST_BODY: Final = 1 << 29
+"""Bytes of an answer: a large batch of outputs as JSON."""
+LONGEST_ANSWER_WAITS: Final = 10.0
+"""A whole answer may take this many times ``timeout_s``."""
 
 GRPC: Final = ("grpc", "grpcs")
 """gRPC defines no URL schemes; these two are joulewatch's."""
@@ -112,7 +117,7 @@ class Answer:
         if isinstance(message, (list, dict)):
             message = json.dumps(message)
         if isinstance(message, str) and message.strip():
-            return f"HTTP {self.status}: {' '.join(message.split())[:300]}"
+            return f"HTTP {self.status}: {one_line(message)}"
         kind = self.headers.get("content-type", "").partition(";")[0] or "no content type"
         start = " ".join(self.body[:200].decode("utf-8", "replace").split())[:60]
         return f"HTTP {self.status}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
@@ -128,7 +133,7 @@ class ServerOptions(RuntimeOptions, HttpOptions):
 
     _: KW_ONLY
     timeout_s: Annotated[float, Limits(gt=0, le=86400, unit="seconds")] = DEFAULT_TIMEOUT_S
-    """Longest wait for an answer, or between two pieces of it."""
+    """Longest wait for an answer, or between two pieces of it; ten times this for the whole answer."""
     headers_file: Path | None = None
     """File with headers that are sent with every request, one ``Name: value`` per line."""
     where: Endpoint = field(init=False, repr=False, compare=False)
@@ -160,6 +165,13 @@ class ServerOptions(RuntimeOptions, HttpOptions):
             tls=self.tls() if parts.scheme in ("https", "grpcs") else None,
             ca_file=self.ca_file,
         )
+
+
+class _Response(BoundedResponse):
+    """An answer of a server under test; a stream of tokens may last longer than one wait."""
+
+    longest = LONGEST_BODY
+    waits = LONGEST_ANSWER_WAITS
 
 
 class Connection:
@@ -199,6 +211,7 @@ class Connection:
         try:
             body = response.read()
         except Exception as error:
+            response.close()
             self.close()
             raise self._trouble(path, error, "the answer was cut off") from error
         return self._answer(path, response, body)
@@ -221,6 +234,7 @@ class Connection:
         try:
             body = response.read()
         except Exception as error:
+            response.close()
             self.close()
             raise self._trouble(path, error, "the answer was cut off") from error
         return self._answer(path, response, body)
@@ -285,7 +299,7 @@ class Connection:
 
     def _response(self, method: str) -> http.client.HTTPResponse:
         assert self._socket is not None
-        response = http.client.HTTPResponse(self._socket, method=method)
+        response = _Response(self._socket, method=method)
         try:
             response.begin()
         except BaseException:
@@ -337,6 +351,8 @@ def _send(to: socket.socket, parts: Sequence[Buffer]) -> None:
 
 
 def _reason(error: Exception, timeout_s: float, closed: str) -> str:
+    if isinstance(error, (TooSlowError, TooLongError)):
+        return str(error.strerror)
     if isinstance(error, TimeoutError) and error.errno != errno.ETIMEDOUT:
         return f"no answer within {timeout_s:g} s: raise option timeout_s if it may take longer"
     if isinstance(error, ssl.SSLCertVerificationError):
