@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile measure analyze compare ci report layers fit predict recommend device energy calibrate import sensors runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --base --batch-size --batch-sizes --build --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --fail-above --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --start --threads --time --timeout --timezone --trace --unit --window --windows -r
+set -g _shtab_joulewatch_opts_with_value --accuracy --base --batch-size --batch-sizes --build --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --fail-above --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --source --start --threads --time --timeout --timezone --trace --unit --window --windows -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -120,6 +120,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l figure -xka "(__f
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l net -d 'show energy net of idle power in the figure too'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l budget -d 'show the uncertainty budgets under the table'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l strict -d 'exit with code 3 if the audit has findings of severity error'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l source -x -d 'exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l publish -d 'write the results to Prometheus by remote write'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
@@ -251,6 +252,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using energy' -l scope -xka "device
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l every -xka "1h 1d 1mo" -d 'write CSV: energy per hour, day or calendar month of the local time zone, host and component'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l price -x -d 'with --every: price of a kWh, for a column with the cost'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l source -x -d 'exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'

@@ -12,7 +12,7 @@ from typing import Final
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.analysis.sources.stored import find
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument, add_output_argument
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, add_source_argument
 from joulewatch_harness.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help=f"exit with code {EXIT_AUDIT} if the audit has findings of severity error"
     )
+    add_source_argument(parser)
     parser.add_argument("--publish", action="store_true", help="write the results to Prometheus by remote write")
     add_prometheus_arguments(parser)
 
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.results import numbers
     from joulewatch_harness.analysis.results.audit.findings import worst
     from joulewatch_harness.analysis.results.summary import analyze_run
+    from joulewatch_harness.analysis.sources.mapping import OWN
+    from joulewatch_harness.analysis.sources.opening import open_sources
 
     options = options_from_args(args)
     if args.publish and options is None:
@@ -67,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         check_figure_path(args.figure)
     record, source = find(args.run, args.output, options)
+    if args.source:
+        if source is not None:
+            source.close()
+        source = open_sources(args.source, options, record.header.exporters)
+        if OWN not in args.source:
+            record = record.without_exporters
     with contextlib.ExitStack() as stack:
         if source is not None:
             stack.callback(source.close)

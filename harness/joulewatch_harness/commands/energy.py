@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument
+from joulewatch_harness.commands.options import add_format_argument, add_source_argument
 from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--price", metavar="PRICE", type=number(ge=0), help="with --every: price of a kWh, for a column with the cost"
     )
     add_format_argument(parser)
+    add_source_argument(parser)
     add_prometheus_arguments(parser)
 
 
@@ -157,11 +158,13 @@ def _run_job(args: argparse.Namespace) -> int:
 
 
 def _open_source(args: argparse.Namespace) -> SampleSource:
-    from joulewatch_harness.analysis.sources.opening import open_source
+    from joulewatch_harness.analysis.sources.opening import open_source, open_sources
 
     options = options_from_args(args)
     if (options is None) == (args.recording is None):
         raise ConfigError("give one source: --prometheus URL or --recording FILE")
+    if args.source:
+        return open_sources(args.source, options)
     source = open_source(prometheus=options, recording=args.recording)
     assert source is not None
     return source
@@ -197,6 +200,9 @@ def run(args: argparse.Namespace) -> int:
         whole = span.duration_s <= WHOLE_S
         spans = [(start_s, end_s)] if whole else [(start_s, start_s), (end_s, end_s)]
         history = source.history(spans, None, power=True)
+        if history.powers and not whole:
+            # Power without a counter is integrated over all samples.
+            history = source.history([(start_s, end_s)], None, power=True)
         where = source.describe()
     finally:
         source.close()

@@ -36,6 +36,17 @@ def add_output_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_source_argument(parser: argparse._ActionsContainer) -> None:
+    """Add ``--source``, the exporters whose series are read."""
+    parser.add_argument(
+        "--source",
+        metavar="NAME",
+        action="append",
+        help="exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, "
+        "scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)",
+    )
+
+
 def network_options(words: Sequence[str] | None, threads: str | None) -> dict[str, str]:
     """Return the options of a network and its runtime, from ``--option KEY=VALUE`` and ``--threads``.
 

@@ -1,0 +1,122 @@
+"""Debian's node_exporter and ipmi_exporter next to joulewatch's exporter on one emulated machine: equal energies."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from joulewatch_harness.cli import main
+from support.require import require_program
+from support.servers import Server, free_port
+
+if TYPE_CHECKING:
+    from integration.conftest import StartEmulator, StartExporter, StartPrometheus
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+WRAP_S = 13.0
+"""After the start of the machine."""
+SCENARIO = {
+    "name": "read-by-three-exporters",
+    "refresh_s": 0.01,
+    "signals": {
+        "package": {"kind": "square", "low_watts": 150, "high_watts": 210, "period_s": 8},
+        "node": {"kind": "sum", "of": [100, "package"]},
+    },
+    "machine": {"sockets": 1, "cpus_per_socket": 4, "cores_per_socket": 4, "cpu_name": "Intel(R) Xeon(R) Gold 6548Y+"},
+    "zones": [
+        {
+            "zone": "intel-rapl:0",
+            "name": "package-0",
+            "key": "socket0/package",
+            "signal": "package",
+            "wrap_at_s": WRAP_S,
+        }
+    ],
+    "bmcs": [{"name": "bmc", "signal": "node"}],
+}
+MODULE = {"user": "monitor", "pass": "emulated", "driver": "LAN_2_0", "privilege": "user", "timeout": 5000}
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    code = main([*words, "--format", "json"])
+    output = capsys.readouterr()
+    assert code == 0, output.err + output.out
+    return json.loads(output.out)  # type: ignore[no-any-return]
+
+
+def test_the_same_machine_by_three_exporters(
+    tmp_path: Path,
+    emulator: StartEmulator,
+    exporter_server: StartExporter,
+    prometheus_server: StartPrometheus,
+    servers: list[Server],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """RAPL's counter wraps inside the window, and node_exporter shows it as it is; ipmi_exporter has watts only."""
+    pytest.importorskip("pyghmi")
+    node_program = require_program("prometheus-node-exporter", "prometheus-node-exporter")
+    ipmi_program = require_program("prometheus-ipmi-exporter", "prometheus-ipmi-exporter")
+    scenario = tmp_path / "machine.yaml"
+    scenario.write_text(yaml.safe_dump(SCENARIO, sort_keys=False), encoding="utf-8")
+    machine = emulator(scenario)
+    started_s = time.time()
+    config = yaml.safe_load((machine.folder / "exporter.yaml").read_text())
+    (bmc,) = config["collectors"]["ipmi"]["targets"]
+    modules = tmp_path / "ipmi.yml"
+    modules.write_text(yaml.safe_dump({"modules": {"emulated": {**MODULE, "collectors": ["dcmi"]}}}), encoding="utf-8")
+    node_address, ipmi_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    collectors = ["--collector.disable-defaults", "--collector.rapl"]
+    target = f"{bmc['address']}:{bmc['port']}"
+    for command, url in (
+        (
+            [node_program, f"--path.sysfs={machine.sysfs}", *collectors, f"--web.listen-address={node_address}"],
+            f"http://{node_address}/",
+        ),
+        (
+            [ipmi_program, f"--config.file={modules}", f"--web.listen-address={ipmi_address}"],
+            f"http://{ipmi_address}/",
+        ),
+    ):
+        folder = tmp_path / Path(command[0]).name
+        folder.mkdir()
+        server = Server(command, folder, url)
+        servers.append(server)
+        server.start()
+    own = exporter_server(f"--config.file={machine.folder / 'exporter.yaml'}")
+    params = {"__metrics_path__": "/ipmi", "__param_target": target, "__param_module": "emulated"}
+    prometheus = prometheus_server(
+        scrape_targets=[own.address],
+        scrape_jobs={"node": [(node_address, {})], "ipmi": [(ipmi_address, params)]},
+        scrape_interval="1s",
+    )
+    time.sleep(7)  # Prometheus scrapes from 5 s after its start on.
+    start_s = time.time()
+    end_s = max(start_s + 4, started_s + WRAP_S + 2)
+    time.sleep(end_s + 2.5 - time.time())
+    words = ["energy", f"--prometheus={prometheus.url}", f"--start={start_s:.3f}", f"--end={end_s:.3f}"]
+    sources = [f"--source={name}" for name in ("joulewatch", "node_exporter", "ipmi_exporter")]
+    result = json_of(capsys, *words, *sources)
+    energies = {(row["collector"], row["domain"]): row["energy"] for row in result["sensors"]}
+    for mine, other in (
+        (("rapl", "package"), ("node_exporter", "package")),
+        (("ipmi", "total"), ("ipmi_exporter", "total")),
+    ):
+        one, two = energies[mine], energies[other]
+        assert one is not None and two is not None, result["sensors"]
+        limit = math.hypot(one["expanded_uncertainty"], two["expanded_uncertainty"])
+        assert abs(one["joules"] - two["joules"]) <= limit, (mine, one["joules"], two["joules"], limit)
+        assert two["covers"] == ["sampling"], "the accuracy of a foreign sensor is not known"
+    scopes = {row["collector"]: row["scope"] for row in result["sensors"]}
+    assert scopes["node_exporter"] == "part", "it reads what joulewatch reads, and is not added"
+    assert "source_overlap" in {notice["reason"] for notice in result["findings"]}
+    alone = json_of(capsys, *words, "--source=node_exporter")
+    assert {row["scope"] for row in alone["sensors"]} == {"device"}
+    assert [row["energy"]["joules"] for row in alone["sensors"]] == [energies["node_exporter", "package"]["joules"]]
