@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,3 +121,45 @@ def test_the_same_machine_by_three_exporters(
     alone = json_of(capsys, *words, "--source=node_exporter")
     assert {row["scope"] for row in alone["sensors"]} == {"device"}
     assert [row["energy"]["joules"] for row in alone["sensors"]] == [energies["node_exporter", "package"]["joules"]]
+
+
+def test_recorded_samples_of_other_exporters(
+    tmp_path: Path, prometheus_server: StartPrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four hours of scrapes every 15 s, written by promtool: counters, one of which wraps, and power."""
+    promtool = require_program("promtool", "prometheus")
+    now_s = int(time.time()) // 15 * 15
+    times_s = range(now_s - 4 * 3600, now_s - 600, 15)
+    labels = 'instance="node1:9400",job="gpu"'
+    counters = {
+        f'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION_total{{UUID="GPU-1",Hostname="node1",{labels}}}': (200e3, 0.0),
+        f'ceems_rapl_package_joules_total{{index="0",hostname="node1",{labels}}}': (100.0, 262143.328850),
+    }
+    gauges = {
+        f'all_smi_gpu_power_consumption_watts{{uuid="GPU-2",{labels}}}': 200.0,
+        f'scaph_socket_power_microwatts{{socket_id="1",{labels}}}': 100e6,
+    }
+    lines = []
+    for series, (slope, wrap) in counters.items():
+        lines.append(f"# TYPE {series.partition('{')[0].removesuffix('_total')} counter")
+        values = [slope * (at - times_s[0]) % wrap if wrap else slope * (at - times_s[0]) for at in times_s]
+        lines += [f"{series} {value!r} {at}" for at, value in zip(times_s, values, strict=True)]
+    for series, watts in gauges.items():
+        lines.append(f"# TYPE {series.partition('{')[0]} gauge")
+        lines += [f"{series} {watts!r} {at}" for at in times_s]
+    text = tmp_path / "samples.txt"
+    text.write_text("\n".join([*lines, "# EOF", ""]), encoding="utf-8")
+    mapping = tmp_path / "gpu.yaml"
+    sensor = {"type": "counter", "unit": "mJ", "component": "gpu", "device": "{UUID}"}
+    name = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION_total"
+    mapping.write_text(yaml.safe_dump({"sensors": [{"metric": name, **sensor}]}), encoding="utf-8")
+    prometheus = prometheus_server()
+    prometheus.stop()
+    command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(text), str(prometheus.folder / "data")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    prometheus.start()
+    words = ["energy", f"--prometheus={prometheus.url}", f"--start={now_s - 3 * 3600}", f"--end={now_s - 1200}"]
+    sources = [f"--source={source}" for source in (mapping, "ceems", "all-smi", "scaphandre")]
+    result = json_of(capsys, *words, *sources)
+    powers = {row["device"]: row["energy"]["mean_power_watts"] for row in result["sensors"]}
+    assert powers == pytest.approx({"GPU-1": 200, "GPU-2": 200, "socket0": 100, "socket1": 100}, rel=1e-6)

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.source:
         if source is not None:
             source.close()
-        source = open_sources(args.source, options, record.header.exporters)
+        source = open_sources(args.source, options, record)
         if OWN not in args.source:
             record = record.without_exporters
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_harness.analysis.energy.windows import known_sensors
 from joulewatch_harness.analysis.sources.history import (
     History,
     RawSeries,
@@ -40,7 +41,7 @@ class MappedSource:
         prometheus: The server; closed with the source.
         mappings: Of the other exporters.
         own: Whether joulewatch's own exporters are read as well.
-        machines: The exporters of a run: only the series of their machines are read; None: all.
+        run: The run that is analyzed: only the series of its machines are read, and its own sensors come first.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class MappedSource:
         mappings: Sequence[SourceMapping],
         *,
         own: bool,
-        machines: Sequence[ExporterRecord] | None = None,
+        run: RunRecord | None = None,
     ) -> None:
         self._prometheus = prometheus
         self._mappings = mappings
         self._own = own
-        self._machines = machines
+        self._machines = run.header.exporters if run is not None else None
+        self._sensors = known_sensors(run, History(source="")) if run is not None else {}
 
     def describe(self) -> str:
         names = [*(["joulewatch"] if self._own else []), *(mapping.name for mapping in self._mappings)]
@@ -89,7 +91,16 @@ class MappedSource:
             return History(source=self.describe())
         histories = []
         if self._own:
-            histories.append(self._prometheus.history(spans, exporters, power=power))
+            history = self._prometheus.history(spans, exporters, power=power)
+            # The edges in the journal may be all there is of the run's own sensors.
+            nodenames = {exporter.name: exporter.nodename for exporter in self._machines or () if exporter.nodename}
+            histories.append(
+                replace(
+                    history,
+                    sensors={**self._sensors, **history.sensors},
+                    nodenames={**nodenames, **history.nodenames},
+                )
+            )
         machines = self._machines if exporters is None else exporters
         hosts = _hosts(machines) if machines else None
         # All of it: power is integrated, and between two distant samples a counter may have wrapped.
@@ -243,11 +254,11 @@ def joined(histories: Sequence[History]) -> History:
 
 
 def _joined(first: History, other: History) -> History:
-    known = {_place(first, sensor): sensor for sensor in (*first.counters, *first.powers)}
+    known = {place: sensor for sensor in first.sensors for place in _places(first, sensor)}
     moved: dict[SensorId, SensorId] = {}
     twice: dict[tuple[str, str], list[SensorId]] = {}
     for sensor in (*other.counters, *other.powers):
-        same = known.get(_place(other, sensor))
+        same = next((known[place] for place in _places(other, sensor) if place in known), None)
         if same is not None and sensor.scope == "device":
             moved[sensor] = replace(sensor, scope="part")
         if same is not None:
@@ -279,15 +290,14 @@ def _joined(first: History, other: History) -> History:
     )
 
 
-def _place(history: History, sensor: SensorId) -> tuple[str, ...]:
-    """Return the machine and device that a sensor reads; of the whole machine there is one."""
-    record = history.sensors.get(sensor)
-    host = _short(history.nodenames.get(sensor.exporter) or (record.host if record else "") or _host(sensor.exporter))
-    if is_loopback(sensor.exporter):
-        host = "localhost"
-    if sensor.scope == "node":
-        return host, "node"
-    return host, sensor.scope, sensor.component, sensor.device.lower(), sensor.domain
+def _places(history: History, sensor: SensorId) -> list[tuple[str, ...]]:
+    """Return the machine and device that a sensor reads, for each name of the machine; a machine is one node."""
+    address = "localhost" if is_loopback(sensor.exporter) else _host(sensor.exporter)
+    names = {address, history.nodenames.get(sensor.exporter, ""), history.sensors[sensor].host} - {""}
+    device = (
+        ("node",) if sensor.scope == "node" else (sensor.scope, sensor.component, sensor.device.lower(), sensor.domain)
+    )
+    return [(_short(name), *device) for name in sorted(names)]
 
 
 def _listed(sensors: Sequence[SensorId]) -> str:

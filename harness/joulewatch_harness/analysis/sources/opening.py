@@ -11,7 +11,7 @@ from joulewatch_harness.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
-    from joulewatch_harness.records import ExporterRecord
+    from joulewatch_harness.records import RunRecord
 
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:
@@ -40,14 +40,14 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
 
 
 def open_sources(
-    names: Sequence[str], prometheus: PrometheusOptions | None, machines: Sequence[ExporterRecord] | None = None
+    names: Sequence[str], prometheus: PrometheusOptions | None, run: RunRecord | None = None
 ) -> SampleSource:
     """Return the series of the exporters that ``--source`` names, in one Prometheus.
 
     Args:
         names: Of mappings, ``joulewatch`` or files.
         prometheus: The server.
-        machines: The exporters of a run, on whose machines the series are; None: all.
+        run: The run that is analyzed, on whose machines the series are; None: all.
 
     Raises:
         ConfigError: A name or file is not valid, a name is given twice, or there is no Prometheus.
@@ -65,4 +65,4 @@ def open_sources(
         raise ConfigError("--source needs --prometheus URL")
     source = open_source(prometheus=prometheus)
     assert isinstance(source, PrometheusSource)
-    return MappedSource(source, mappings, own=OWN in names, machines=machines)
+    return MappedSource(source, mappings, own=OWN in names, run=run)
