@@ -13,15 +13,18 @@ import pytest
 import yaml
 
 from joulewatch_harness.cli import main
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from support.require import require_program
 from support.servers import Server, free_port
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from integration.conftest import StartEmulator, StartExporter, StartPrometheus
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-WRAP_S = 13.0
+WRAP_S = 11.0
 """After the start of the machine."""
 SCENARIO = {
     "name": "read-by-three-exporters",
@@ -43,6 +46,11 @@ SCENARIO = {
     "bmcs": [{"name": "bmc", "signal": "node"}],
 }
 MODULE = {"user": "monitor", "pass": "emulated", "driver": "LAN_2_0", "privilege": "user", "timeout": 5000}
+
+SCRAPED = (
+    'count_over_time({__name__=~"joulewatch_(device|node)_energy_joules_total|node_rapl_package_joules_total|'
+    'ipmi_dcmi_power_consumption_watts"}[1m]) > 1'
+)
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -76,6 +84,13 @@ def test_the_same_machine_by_three_exporters(
     node_address, ipmi_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     collectors = ["--collector.disable-defaults", "--collector.rapl"]
     target = f"{bmc['address']}:{bmc['port']}"
+    own = exporter_server(f"--config.file={machine.folder / 'exporter.yaml'}")
+    params = {"__metrics_path__": "/ipmi", "__param_target": target, "__param_module": "emulated"}
+    prometheus = prometheus_server(
+        scrape_targets=[own.address],
+        scrape_jobs={"node": [(node_address, {})], "ipmi": [(ipmi_address, params)]},
+        scrape_interval="1s",
+    )
     for command, url in (
         (
             [node_program, f"--path.sysfs={machine.sysfs}", *collectors, f"--web.listen-address={node_address}"],
@@ -91,16 +106,10 @@ def test_the_same_machine_by_three_exporters(
         server = Server(command, folder, url)
         servers.append(server)
         server.start()
-    own = exporter_server(f"--config.file={machine.folder / 'exporter.yaml'}")
-    params = {"__metrics_path__": "/ipmi", "__param_target": target, "__param_module": "emulated"}
-    prometheus = prometheus_server(
-        scrape_targets=[own.address],
-        scrape_jobs={"node": [(node_address, {})], "ipmi": [(ipmi_address, params)]},
-        scrape_interval="1s",
-    )
-    time.sleep(7)  # Prometheus scrapes from 5 s after its start on.
+    with PrometheusClient(PrometheusOptions(prometheus.url)) as client:
+        wait_until(lambda: len(client.query(SCRAPED, time.time())) == 4, "two scrapes of each exporter", limit_s=60)
     start_s = time.time()
-    end_s = max(start_s + 4, started_s + WRAP_S + 2)
+    end_s = max(start_s + 3, started_s + WRAP_S + 2)
     time.sleep(end_s + 2.5 - time.time())
     words = ["energy", f"--prometheus={prometheus.url}", f"--start={start_s:.3f}", f"--end={end_s:.3f}"]
     sources = [f"--source={name}" for name in ("joulewatch", "node_exporter", "ipmi_exporter")]

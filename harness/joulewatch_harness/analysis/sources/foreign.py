@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from joulewatch_harness.analysis.energy.windows import known_sensors
 from joulewatch_harness.analysis.sources.history import (
     History,
     RawSeries,
@@ -41,7 +41,8 @@ class MappedSource:
         prometheus: The server; closed with the source.
         mappings: Of the other exporters.
         own: Whether joulewatch's own exporters are read as well.
-        run: The run that is analyzed: only the series of its machines are read, and its own sensors come first.
+        machines: The exporters of a run: only the series of their machines are read; None: all.
+        sensors: Of the run, which may have edges in its journal and no samples: they are read twice as well.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class MappedSource:
         mappings: Sequence[SourceMapping],
         *,
         own: bool,
-        run: RunRecord | None = None,
+        machines: Sequence[ExporterRecord] | None = None,
+        sensors: Mapping[SensorId, SensorRecord] = MappingProxyType({}),
     ) -> None:
         self._prometheus = prometheus
         self._mappings = mappings
         self._own = own
-        self._machines = run.header.exporters if run is not None else None
-        self._sensors = known_sensors(run, History(source="")) if run is not None else {}
+        self._machines = machines
+        self._sensors = sensors
 
     def describe(self) -> str:
         names = [*(["joulewatch"] if self._own else []), *(mapping.name for mapping in self._mappings)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from joulewatch_harness.analysis.sources.history import SampleSource
 from joulewatch_harness.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
+    from joulewatch_harness.analysis.sources.series import SensorId
     from joulewatch_harness.clients.options import PrometheusOptions
-    from joulewatch_harness.records import RunRecord
+    from joulewatch_harness.records import ExporterRecord, SensorRecord
 
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:
@@ -40,14 +42,18 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
 
 
 def open_sources(
-    names: Sequence[str], prometheus: PrometheusOptions | None, run: RunRecord | None = None
+    names: Sequence[str],
+    prometheus: PrometheusOptions | None,
+    machines: Sequence[ExporterRecord] | None = None,
+    sensors: Mapping[SensorId, SensorRecord] = MappingProxyType({}),
 ) -> SampleSource:
     """Return the series of the exporters that ``--source`` names, in one Prometheus.
 
     Args:
         names: Of mappings, ``joulewatch`` or files.
         prometheus: The server.
-        run: The run that is analyzed, on whose machines the series are; None: all.
+        machines: The exporters of a run, on whose machines the series are; None: all.
+        sensors: The sensors of the run.
 
     Raises:
         ConfigError: A name or file is not valid, a name is given twice, or there is no Prometheus.
@@ -65,4 +71,4 @@ def open_sources(
         raise ConfigError("--source needs --prometheus URL")
     source = open_source(prometheus=prometheus)
     assert isinstance(source, PrometheusSource)
-    return MappedSource(source, mappings, own=OWN in names, run=run)
+    return MappedSource(source, mappings, own=OWN in names, machines=machines, sensors=sensors)
