@@ -191,3 +191,16 @@ def test_a_recording_is_never_overwritten(tmp_path: Path, capsys: pytest.Capture
     out.touch()
     assert main(["import", "wall.csv", "--power=watts", f"--out={out}"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_power_over_many_hours_is_integrated_over_all_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Longer windows of counters are read at both ends only."""
+    log, out = tmp_path / "wall.csv", tmp_path / "a.sqlite"
+    rows = [f"{T0 + 15 * i},{100 + i % 3}" for i in range(4 * 240)]
+    log.write_text("\n".join(["time,watts", *rows]), encoding="utf-8")
+    assert main(["import", str(log), "--power=watts", f"--out={out}"]) == 0
+    words = [f"--recording={out}", f"--start={T0}", f"--end={T0 + 3 * 3600}"]
+    (row,) = json_of(capsys, "energy", *words)["sensors"]
+    assert row["energy"]["joules"] == pytest.approx(101 * 3 * 3600, rel=1e-6)
