@@ -476,6 +476,10 @@ class ExporterClient:
     def _unreachable(self, error: Exception) -> ExporterUnreachableError:
         if isinstance(error, TimeoutError):
             why = f"no answer within {self._timeout_s:g} s"
+        elif isinstance(error, PermissionError) and self._path:
+            return ExporterUnreachableError(
+                f"exporter {self.url}: permission denied: join the group of this socket, or use the exporter's port"
+            )
         elif isinstance(error, ssl.SSLCertVerificationError):
             why = f"the certificate is not valid: {error.verify_message}"
         elif isinstance(error, OSError):

@@ -125,6 +125,15 @@ def test_paths_of_urls(url: str, path: str) -> None:
     assert path_of(url) == path
 
 
+def test_a_socket_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(ExporterUnreachableError, match="join the group of this socket, or use the exporter's port"):
+        ExporterClient(f"unix:{tmp_path}/edge.sock").fetch()
+
+
 def test_the_socket_of_another_exporter_is_not_used(at_socket: Exporter, on_port: tuple[str, Exporter]) -> None:
     """The path in the header may be of another container, and the file that of the host."""
     at_socket.edges = [edge(start_s=999.0)]
