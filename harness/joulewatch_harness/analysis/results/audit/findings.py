@@ -104,7 +104,7 @@ FIXES: Final[Mapping[str, str]] = {
     "too_short": "raise `max_window_s`",
     "overlapping": "measure one thread or task at a time, or all of them in one window",
     "overloaded": "lower `server_rate_per_s`",
-    "no_idle": "set `idle_s` above 0",
+    "no_idle": 'set `idle_s` above 0; for your own code or a command, `Meter(idle="measured")` or `--idle`',
     "no_sensors": "`joulewatch-exporter check` lists what each sensor needs",
     "frozen": "restart the driver or the machine, or disable the sensor in the exporter",
     "load_draws_idle": "check that the network runs on a measured device, and that its sensor works",
