@@ -142,6 +142,8 @@ def check_distinct(exporters: Sequence[ExporterRecord]) -> None:
     """
     for number, exporter in enumerate(exporters):
         for other in exporters[:number]:
+            if exporter.url == other.url:
+                raise ConfigError(f"exporter {exporter.url} is given twice")
             if exporter.name == other.name:
                 raise ConfigError(f"two exporters are named {exporter.name!r}: give each one a name in the plan")
             identity = (exporter.nodename, exporter.started_at_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def test_an_exporter_under_two_names_or_addresses_is_an_error() -> None:
     preflight.check_distinct([exporter("a:1"), exporter("b:1", "n2"), exporter("c:1", started_at_s=5.5)])
     preflight.check_distinct([exporter("a:1", started_at_s=None), exporter("b:1", started_at_s=None)])
     with pytest.raises(ConfigError, match="two exporters are named 'a:1'"):
-        preflight.check_distinct([exporter("a:1"), exporter("a:1", "n2")])
+        preflight.check_distinct([exporter("a:1"), dataclasses.replace(exporter("a:1", "n2"), url="http://b:1")])
+    with pytest.raises(ConfigError, match="exporter http://a:1 is given twice"):
+        preflight.check_distinct([exporter("a:1"), exporter("a:1")])
     with pytest.raises(ConfigError, match=r"http://a:1 and http://b:1 are one exporter \(nodename n1\): give it once"):
         preflight.check_distinct([exporter("a:1"), exporter("c:1", "n2"), exporter("b:1")])
 
