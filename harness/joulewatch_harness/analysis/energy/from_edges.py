@@ -8,8 +8,9 @@ from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_ite
 from joulewatch_harness.analysis.energy.stepped_edges import (
     LEAST_POWER_DOUBT,
     StepEdge,
-    after_end,
-    before_start,
+    interrupted_energy,
+    joules_outside,
+    power_of,
     slack_doubt,
     time_doubt,
 )
@@ -92,8 +93,9 @@ def energy_from_edges(
             f"{window.duration_s:.3f} s long",
         )
     power = rise / between_s
-    cap = max(POWER_CAP_FACTOR * power, power_cap_watts)
     floor = min(power_floor_watts, power)
+    observed = [power_of(reading, traits.refresh_s) or 0.0 for reading in (start, end)]
+    cap = max(POWER_CAP_FACTOR * power, power_cap_watts, *observed)
     outside_s, inside_s = _largest_slacks(slack_s, start.offset, end.offset, window.clock_error_s)
     lower, upper = rise - outside_s * cap, rise + inside_s * cap
     clock_half = 2 * window.clock_error_s * power
@@ -107,9 +109,14 @@ def energy_from_edges(
     ]
     stale = [edge for edge in edges if edge.step is None]
     if len(stale) < 2:
-        joules = rise - before_start(edges[0]) - after_end(edges[1])
-        slack_half = math.fsum(map(slack_doubt, edges))
-        slack_standard = math.hypot(*map(slack_doubt, edges)) / math.sqrt(3.0)
+        joules = rise - joules_outside(edges)
+        doubts = [0.0 if edge.is_interrupted else slack_doubt(edge) for edge in edges]
+        if any(edge.is_interrupted for edge in edges):
+            unknown, half = interrupted_energy(edges, joules, floor, cap)
+            joules -= unknown
+            doubts.append(half)
+        slack_half = math.fsum(doubts)
+        slack_standard = math.hypot(*doubts) / math.sqrt(3.0)
     elif settled:
         joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
     else:

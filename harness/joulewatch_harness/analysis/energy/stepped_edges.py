@@ -14,6 +14,10 @@ If the power changed slowly over the refreshes, its change is believed to contin
 
 The power is that at the edge, not the window's mean: the power at an edge may be any other one.
 
+If a process was interrupted at an edge, the reading may be many refreshes from the window. Its own power, and the mean of
+the window (of which the interruption is then a large part), show nothing of the power between them: that may have been
+anything from the smallest to the largest one.
+
 An edge without refreshes next to one that has them is corrected by half of a refresh: its value is that much too old on
 average. (Two such edges are too old alike, which cancels. Without the correction, a mixture of both has a bias of half
 of a refresh: 2.5 % at 20 ms.)
@@ -21,6 +25,8 @@ of a refresh: 2.5 % at 20 ms.)
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -48,6 +54,18 @@ class StepEdge:
     """Power between the window and the reading."""
     refresh_s: float
     step: EdgeStep | None
+    floor: float
+    """Smallest power observed."""
+
+    @property
+    def interval_s(self) -> float:
+        """Time between two refreshes at this edge."""
+        return self.refresh_s if self.step is None else self.step.span_s or self.refresh_s
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the reading is too far from the window for the power next to it to be that between them."""
+        return self.slack_s > MOST_INTERVALS * self.interval_s
 
     @classmethod
     def of(
@@ -59,7 +77,9 @@ class StepEdge:
             # Next to the other edge the machine probably did the same.
             outside = power_of(other, refresh_s)
             edge_power = (power + (floor if outside is None else outside)) / 2 if slack_s >= 0 else power
-        return cls(slack_s=slack_s, power=power, edge_power=edge_power, refresh_s=refresh_s, step=reading.step)
+        return cls(
+            slack_s=slack_s, power=power, edge_power=edge_power, refresh_s=refresh_s, step=reading.step, floor=floor
+        )
 
 
 def power_of(reading: EdgeReading, refresh_s: float) -> float | None:
@@ -69,6 +89,33 @@ def power_of(reading: EdgeReading, refresh_s: float) -> float | None:
     if reading.step.span_s > 0:
         return (reading.joules - reading.step.first_joules) / reading.step.span_s
     return (reading.joules - reading.step.before_joules) / refresh_s if refresh_s > 0 else None
+
+
+def joules_outside(edges: Sequence[StepEdge]) -> float:
+    """Return the energy between the readings and the window, at the start and the end, except interrupted ones."""
+    before, after = edges
+    return (0.0 if before.is_interrupted else before_start(before)) + (
+        0.0 if after.is_interrupted else after_end(after)
+    )
+
+
+def interrupted_energy(edges: Sequence[StepEdge], joules: float, floor: float, cap: float) -> tuple[float, float]:
+    """Return the energy at the edges that were interrupted, and its half-width, which contains all possible values.
+
+    Args:
+        edges: Both edges.
+        joules: Energy of the window and of these edges.
+        floor: Smallest power observed.
+        cap: Largest power.
+    """
+    late = [edge for edge in edges if edge.is_interrupted]
+    slack_s = math.fsum(edge.slack_s for edge in late)
+    highest = max(min(joules, cap * slack_s), 0.0)
+    lowest = min(floor * slack_s, highest)
+    likely = math.fsum(edge.edge_power * edge.slack_s for edge in late)
+    if not lowest <= likely < highest:
+        likely = (lowest + highest) / 2
+    return likely, max(likely - lowest, highest - likely)
 
 
 def before_start(edge: StepEdge) -> float:
@@ -109,9 +156,13 @@ def _slope(edge: StepEdge, interval_s: float) -> float:
 def slack_doubt(edge: StepEdge) -> float:
     """Return the half-width of the energy between a reading and the window, by its power."""
     if edge.step is None:
-        return abs(edge.slack_s) * max(2 * abs(edge.power - edge.edge_power), LEAST_POWER_DOUBT * edge.power)
+        changed = max(2 * abs(edge.power - edge.edge_power), edge.power - edge.floor)
+        return abs(edge.slack_s) * max(changed, LEAST_POWER_DOUBT * edge.power)
     # A power that differs from the window's may have changed anywhere between the reading and the window.
     changed = abs(edge.power - edge.edge_power) / 2
+    if edge.step.span_s == 0:
+        # Only one refresh was seen, so the power on this side of it is not known.
+        changed = max(edge.edge_power, edge.power) - edge.floor
     return abs(edge.slack_s) * max(changed, LEAST_POWER_DOUBT * max(edge.edge_power, edge.power))
 
 
