@@ -500,8 +500,9 @@ def stored(world: World, samples: Samples, folder: Path, *, prometheus: bool) ->
         yield [str(folder / RUN), f"--prometheus={URL}"]
 
 
-WITHOUT_A_RUN = {"too_few_samples"}
-"""Reasons of power sensors without a counter, which only ``joulewatch energy`` reads."""
+WITHOUT_A_RUN = {"too_few_samples", "source_overlap"}
+"""Reasons of series that a run of joulewatch does not have: power without a counter (below), and other exporters
+(``commands/test_source.py``)."""
 
 
 CALIBRATION = CalibrationRecord(
