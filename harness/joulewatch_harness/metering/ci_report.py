@@ -69,11 +69,16 @@ def _lines(report: Report) -> Iterator[str]:
     mark = f"; {numbers.UNKNOWN_ACCURACY} {numbers.UNKNOWN_ACCURACY_TEXT}" if marked else ""
     yield f"Both revisions ran in each of {report.rounds} rounds, in random order. ±: at 95 %{mark}."
     yield f"Run {code(report.run)} on {_escaped(pair.a.run.measured_hardware or 'unknown hardware')}."
-    findings = [finding for finding in pair.a.run.document["findings"] if finding["severity"] != "info"]
+    findings: dict[str, list[str]] = {}
+    for finding in pair.a.run.document["findings"]:
+        if finding["severity"] != "info":
+            findings.setdefault(f"{finding['severity']} [{finding['reason']}]", []).append(finding["text"])
     if findings:
         yield ""
-    for finding in findings:
-        yield _escaped(f"- {finding['severity']}: {finding['text']} [{finding['reason']}]")
+    for reason, texts in findings.items():
+        # A short window is found again in each round.
+        more = f" ({len(texts) - 1} more like this)" if len(texts) > 1 else ""
+        yield _escaped(f"- {reason}: {texts[0]}{more}")
 
 
 def code(text: str) -> str:

@@ -101,6 +101,8 @@ def test_a_window_without_a_number_is_undecided(repository: Path, capfd: pytest.
     out = capfd.readouterr().out
     assert "Energy per execution: undecided" in out
     assert "no number" in out
+    (finding,) = [line for line in out.splitlines() if line.startswith("- ") and "[below" in line]
+    assert finding.endswith("(3 more like this)")
 
 
 def test_the_build_runs_in_each_worktree_and_in_the_same_folder(
