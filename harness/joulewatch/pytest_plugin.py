@@ -96,7 +96,9 @@ def joules(request: pytest.FixtureRequest, _joulewatch_meters: _Meters) -> Joule
     try:
         return _joulewatch_meters.joules(request.node.nodeid)
     except JoulewatchError as error:
-        pytest.fail(f"joules: {error}", pytrace=False)
+        text = f"joules: {error}"
+    # Outside the except, so that pytest does not show the causes as well.
+    pytest.fail(text, pytrace=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -145,7 +147,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             for _ in range(limit.rounds):
                 with measure(limit.inferences):
                     function(**arguments)
-        text = _verdict(measure, limit)
+        text = _verdict(measure, limit, pyfuncitem)
     except JoulewatchError as error:
         text = f"joules: {error}"
     if text:
@@ -153,15 +155,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-def _verdict(measure: Joules, limit: _Limit) -> str:
+def _verdict(measure: Joules, limit: _Limit, item: pytest.Item) -> str:
     """Return why the test fails; empty if the energy is certainly within the limit."""
     from joulewatch_harness.analysis.results.gate import check_estimate, sentence
+    from joulewatch_harness.analysis.results.numbers import warning_line
 
     if not measure.windows:
         return "joules: the test has the fixture joules and measured nothing with it"
     result = measure.meter.results()[measure.name]
     if result.energy.gross is None:
         return f"joules: no number, so the limit of {limit.max:g} J is not checked: {result.missing}"
+    warning = warning_line(result.energy.methods)
+    if warning:
+        item.warn(pytest.PytestWarning(f"joules: {warning}"))
     check = check_estimate("energy per inference", result.energy.gross, limit.max, "J")
     return "" if check.outcome == "passed" else f"joules: {sentence(check)}"
 

@@ -20,6 +20,7 @@ class Counter:
     watts: float = 100.0
     refresh_s: float = 1e-6
     accuracy: str = ""
+    method: str = "counter"
     still: bool = False
     """The counter does not change."""
 
@@ -65,7 +66,7 @@ class CountingExporter(LoopbackServer):
             lines += [
                 f"joulewatch_{counter.scope}_energy_joules_total{{{labels}}} {joules!r}",
                 f"joulewatch_read_timestamp_seconds{{{device}}} {now_s!r}",
-                f'joulewatch_sensor_info{{scope="{counter.scope}",{labels},method="counter",reads="energy",'
+                f'joulewatch_sensor_info{{scope="{counter.scope}",{labels},method="{counter.method}",reads="energy",'
                 f'read_mode="on_request",primary="",host="{self.nodename}",model="",source="",resolution="1 uJ",'
                 f'accuracy="{counter.accuracy}"}} 1',
                 f"joulewatch_sensor_refresh_seconds{{{labels}}} {counter.refresh_s!r}",

@@ -104,6 +104,14 @@ def test_the_fixture_measures_a_part(inner: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*joules: the test has the fixture joules and measured nothing with it"])
 
 
+def test_an_energy_that_is_not_measured_has_a_warning(inner: pytest.Pytester, exporter: CountingExporter) -> None:
+    inner.makepyfile(LIMIT.format("max=1000, rounds=2", 3))
+    exporter.counters[0].method = "estimated"
+    result = inner.runpytest_inprocess("-Wdefault")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*joules: !!! Energies ESTIMATED from a power model, not measured !!!"])
+
+
 def test_a_failing_test_fails_as_without_the_marker(inner: pytest.Pytester) -> None:
     inner.makepyfile("""
         import pytest
@@ -132,7 +140,8 @@ def test_a_limit_that_cannot_be_checked_does_not_pass(
     monkeypatch.setenv(ENVIRONMENT, f"http://127.0.0.1:{free_port()}")
     result = inner.runpytest_inprocess("-k", "pause")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*joules: *is joulewatch-exporter running there*"])
+    result.stdout.fnmatch_lines(["joules: *is joulewatch-exporter running there*"])
+    result.stdout.no_fnmatch_line("*another exception*")
 
 
 @pytest.mark.parametrize(
