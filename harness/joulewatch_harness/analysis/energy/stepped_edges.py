@@ -14,9 +14,9 @@ If the power changed slowly over the refreshes, its change is believed to contin
 
 The power is that at the edge, not the window's mean: the power at an edge may be any other one.
 
-If a process was interrupted at an edge, the reading may be many refreshes from the window. Its own power, and the mean of
-the window (of which the interruption is then a large part), show nothing of the power between them: that may have been
-anything from the smallest to the largest one.
+If a process was interrupted at an edge, the reading may be many refreshes from the window. Its own power, and the mean
+of the window (of which the interruption is then a large part), show nothing of the power between them: that may have
+been anything from the smallest to the largest one.
 
 An edge without refreshes next to one that has them is corrected by half of a refresh: its value is that much too old on
 average. (Two such edges are too old alike, which cancels. Without the correction, a mixture of both has a bias of half
