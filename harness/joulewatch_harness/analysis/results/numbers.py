@@ -84,4 +84,4 @@ def warning_line(methods: Iterable[str]) -> str:
     if not texts:
         return ""
     some = "Some energies" if kinds - {"estimated", "emulated", "predicted", "unknown"} else "Energies"
-    return f"!!! {some} {' and '.join(texts)} !!!"
+    return f"!!! {some} {'; '.join(texts)} !!!"
