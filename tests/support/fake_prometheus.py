@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +21,11 @@ URL = "http://prometheus.test/base"
 class FakePrometheus:
     """Holds series; ``install`` answers queries for them below ``URL``."""
 
-    def __init__(self, samples: Sequence[RawSeries], *, most_samples: int = 50_000_000) -> None:
+    def __init__(
+        self, samples: Sequence[RawSeries], *, most_samples: int = 50_000_000, longest_range_s: float = math.inf
+    ) -> None:
         self.samples = list(samples)
+        self.longest_range_s = longest_range_s
         self.most_samples = most_samples
         self.queries: list[str] = []
 
@@ -35,6 +39,10 @@ class FakePrometheus:
         form = parse_qs(body.decode() if isinstance(body, bytes) else str(body))
         query, at_s = form["query"][0], float(form["time"][0])
         self.queries.append(query)
+        length, unit = next(iter(re.findall(r"\[(\d+)(ms|s)\]", query)), ("0", "s"))
+        if int(length) / (1000 if unit == "ms" else 1) > self.longest_range_s:
+            text = f"the query time range exceeds the limit (query length: {length}{unit}, limit: 768h0m0s)"
+            return 422, {}, json.dumps({"status": "error", "errorType": "execution", "error": text})
         raw = re.fullmatch(r"([A-Za-z_:]*)(\{.*\})?\[(\d+)ms\]", query)
         if raw is not None:
             selected = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)

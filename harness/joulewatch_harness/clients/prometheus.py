@@ -199,7 +199,8 @@ class PrometheusClient:
                     logger.info("%s: %s: using GET", url, _error_text(response))
                     self._get_only = True
                     return self._data_of("GET", path, fields, retry_s)
-                if response.status_code not in RETRY_STATUS:
+                is_range = response.status_code == 500 and _RANGE_LIMIT.search(_error_text(response))
+                if response.status_code not in RETRY_STATUS or is_range:
                     if attempt > 1:
                         self._retry_left_s -= self._monotonic() - started_s
                     return self._data(url, response)

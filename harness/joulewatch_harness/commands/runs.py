@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from joulewatch_harness.clients.options import (
 )
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, QueryTooLargeError
 
 if TYPE_CHECKING:
     from joulewatch_harness.delivery.courier import DeliveryReport
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 UNFINISHED: Final = "unfinished"
 """Status of a run without an end: it is still running, or was killed."""
 DEFAULT_SINCE: Final = "90d"
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0, "y": 31536000.0}
+_DURATION: Final = re.compile(r"(\d+)(ms|[smhdwy])")
+_SHORTEST_RANGE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,21 +122,26 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
     stored, pushed = (start + selector(f'window{sign}""', match) for sign in ("=", "!="))
     with PrometheusClient(options) as client:
         client.ping()
-        statuses = client.query(f"last_over_time({catalog.RUN_STATUS.name}{selector(match)}[{since}])")
+        statuses = _over(client, f"last_over_time({catalog.RUN_STATUS.name}{selector(match)}[{{range}}])", since)
         # A window from remote write is one sample; one from a Pushgateway is a series, scraped many times.
-        counts = client.query(f"sum by (run) (max by ({window}) (count_over_time({stored}[{since}])))")
-        counts += client.query(f"count by (run) (group by ({window}, window) (last_over_time({pushed}[{since}])))")
-        infos = client.query(
-            f"group by (run, configuration) (last_over_time({catalog.RUN_INFO.name}{selector(match)}[{since}]))"
+        counts = _over(client, f"sum by (run) (max by ({window}) (count_over_time({stored}[{{range}}])))", since)
+        groups = _over(client, f"group by ({window}, window) (last_over_time({pushed}[{{range}}]))", since)
+        infos = _over(
+            client,
+            f"group by (run, configuration) (last_over_time({catalog.RUN_INFO.name}{selector(match)}[{{range}}]))",
+            since,
         )
     windows: dict[str, int] = {}
     for series in counts:
         name = series["metric"].get("run", "")
         windows[name] = windows.get(name, 0) + int(float(series["value"][1]))
-    configurations: dict[str, list[str]] = {}
+    for labels in {tuple(sorted(series["metric"].items())) for series in groups}:
+        name = dict(labels).get("run", "")
+        windows[name] = windows.get(name, 0) + 1
+    configurations: dict[str, set[str]] = {}
     for series in infos:
         metric = series["metric"]
-        configurations.setdefault(metric.get("run", ""), []).append(metric.get("configuration", ""))
+        configurations.setdefault(metric.get("run", ""), set()).add(metric.get("configuration", ""))
     known: dict[str, tuple[float, str]] = {}
     for series in statuses:
         name, word = series["metric"].get("run", ""), series["metric"].get("status", "")
@@ -149,6 +159,31 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
         for name, (started_at_s, word) in known.items()
     ]
     return sorted(rows, key=lambda row: (row.started_at_s, row.run))
+
+
+def _over(client: PrometheusClient, query: str, since: str) -> list[dict[str, Any]]:
+    """Return the results of a query over the time since ``since``, in parts if the server rejects so long a range."""
+    try:
+        return client.query(query.replace("{range}", since))
+    except QueryTooLargeError:
+        parts = _DURATION.findall(since)
+        if "".join(f"{number}{unit}" for number, unit in parts) != since:
+            raise
+    now_s = time.time()
+    return _between(client, query, now_s - sum(int(number) * _UNIT_S[unit] for number, unit in parts), now_s)
+
+
+def _between(client: PrometheusClient, query: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
+    middle_s = (start_s + end_s) / 2
+    results = []
+    for first_s, last_s in ((start_s, middle_s), (middle_s, end_s)):
+        try:
+            results += client.query(query.replace("{range}", f"{round((last_s - first_s) * 1000)}ms"), last_s)
+        except QueryTooLargeError:
+            if last_s - first_s < _SHORTEST_RANGE_S:
+                raise
+            results += _between(client, query, first_s, last_s)
+    return results
 
 
 def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from joulewatch_exporter import catalog
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Sample, sample
 from joulewatch_harness.delivery.sinks import (
     WINDOW_NUMBER_LABEL,
@@ -104,6 +105,9 @@ class PushgatewaySink:
             ConfigError: no Pushgateway answers.
         """
         self._client.ping()
+        now_ms = to_ms(self._clock())
+        matchers = f",{WINDOW_NUMBER_LABEL}=~{alternatives([''])}"
+        read_back(self._client, "", [catalog.RUN_STATUS.name], start_ms=now_ms, end_ms=now_ms, matchers=matchers)
         try:
             answer = self._gateway.send("GET", "/api/v1/status")
         except QueryError as error:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from joulewatch_exporter import catalog
 from joulewatch_harness import __version__
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import Answer, PrometheusClient
+from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Labels, Sample, by_series
 from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, in_pieces, read_back, same
 from joulewatch_harness.errors import ConfigError, QueryError, one_line
@@ -144,13 +147,15 @@ class RemoteWriteSink:
         self._shown: dict[tuple[str, Labels], Sample] = {}
 
     def check(self) -> None:
-        """Query the version and send an empty request: 404 means that the receiver is disabled.
+        """Query the version and as a read-back does, and send an empty request: 404 means a disabled receiver.
 
         Raises:
             QueryError: no Prometheus answers.
             ConfigError: it accepts no samples.
         """
         self._client.ping()
+        now_ms = to_ms(time.time())
+        read_back(self._client, "", [catalog.RUN_STATUS.name], start_ms=now_ms, end_ms=now_ms)
         try:
             send_samples(self._client, ())
         except UnavailableError as error:

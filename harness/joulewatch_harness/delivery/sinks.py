@@ -13,11 +13,13 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Labels, Sample, info_sample, status_sample, window_samples
-from joulewatch_harness.errors import DeliveryError
+from joulewatch_harness.errors import DeliveryError, QueryTooLargeError
 from joulewatch_harness.records import Configuration, RunEnd, RunHeader, RunRecord, Window
 
 WINDOW_NUMBER_LABEL: Final = "window"
 """Label of series that came through a Pushgateway: the number of the window."""
+
+SHORTEST_RANGE_MS: Final = 60_000
 
 STORED_EXACTLY: Final = 1e-12
 """Relative difference up to which a value counts as the one that was sent: Prometheus stores values exactly,
@@ -146,9 +148,8 @@ def stored_samples(
         QueryError: the query fails.
     """
     selector = f'{{__name__=~"{"|".join(sorted(set(names)))}",{matchers}}}'
-    result = client.query(f"{selector}[{end_ms - start_ms + 1}ms]", end_ms / 1000, retry_s=0)
     samples_by_key: dict[tuple[str, Labels], list[tuple[int, float]]] = {}
-    for series in result:
+    for series in _in_range(client, selector, start_ms, end_ms):
         metric: dict[str, Any] = series["metric"]
         name = metric.get("__name__", "")
         sent = _LABELS.get(name, frozenset())
@@ -156,6 +157,17 @@ def stored_samples(
         samples = samples_by_key.setdefault((name, labels), [])
         samples += [(to_ms(at_s), float(value)) for at_s, value in series.get("values", ())]
     return samples_by_key
+
+
+def _in_range(client: PrometheusClient, selector: str, start_ms: int, end_ms: int) -> list[dict[str, Any]]:
+    try:
+        return client.query(f"{selector}[{end_ms - start_ms + 1}ms]", end_ms / 1000, retry_s=0)
+    except QueryTooLargeError:
+        if end_ms - start_ms < SHORTEST_RANGE_MS:
+            raise
+    # A run that is pushed late may be older than the longest range that the server accepts.
+    middle_ms = (start_ms + end_ms) // 2
+    return _in_range(client, selector, start_ms, middle_ms) + _in_range(client, selector, middle_ms + 1, end_ms)
 
 
 def same(stored: float, sent: float) -> bool:

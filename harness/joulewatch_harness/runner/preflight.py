@@ -47,10 +47,13 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
     from joulewatch_harness.storage.journal import new_run_id
 
     if prometheus is not None:
-        from joulewatch_harness.clients.prometheus import PrometheusClient
+        from joulewatch_exporter.catalog import RUN_STATUS
+        from joulewatch_harness.clients.prometheus import PING_RETRY_S, PrometheusClient
 
         with PrometheusClient(prometheus) as client:
             client.ping()
+            # The kind of query that the run and its analysis will need: a gateway may pass the other one only.
+            client.query(f"{RUN_STATUS.name}[1s]", time.time(), retry_s=PING_RETRY_S)
     plan, networks, remarks = check_networks(plan, stack)
     run_id = new_run_id(time.time())
     folder = Path(plan.output) / run_id

@@ -22,7 +22,13 @@ from joulewatch_harness.clients.options import (
     without_secrets,
 )
 from joulewatch_harness.clients.prometheus import PrometheusClient
-from joulewatch_harness.errors import ConfigError, QueryError, QueryTooLargeError, QueryUnavailableError
+from joulewatch_harness.errors import (
+    ConfigError,
+    QueryError,
+    QueryRangeError,
+    QueryTooLargeError,
+    QueryUnavailableError,
+)
 
 BASE = "http://server:9090/prometheus"
 QUERY = f"{BASE}/api/v1/query"
@@ -316,3 +322,70 @@ def test_certificates_are_checked_before_the_first_request(tmp_path: Path) -> No
         options.tls()
     assert PrometheusOptions("https://server", insecure=True).tls().verify_mode == ssl.CERT_NONE
     assert PrometheusOptions("https://server").tls().verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_that_accepts_only_get_gets_get(server: responses.RequestsMock, status: int) -> None:
+    server.post(QUERY, status=status, body="Method Not Allowed")
+    server.get(
+        QUERY, json=VECTOR, match=[responses.matchers.query_param_matcher({"query": "up", "time": "1.000", "x": "y"})]
+    )
+    with client(params={"x": "y"}) as prometheus:
+        for _ in range(2):
+            assert prometheus.query("up", 1.0) == VECTOR["data"]["result"]  # type: ignore[index]
+    assert [call.request.method for call in server.calls] == ["POST", "GET", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (422, "expanding series: the query time range exceeds the limit (query length: 2160h0m0s, limit: 768h0m0s)"),
+        (400, "the query time range exceeds the limit (query length: 2160h0m0s, limit: 768h0m0s)"),
+        (400, "Query range must be at most 32 days"),
+        (500, "too long query duration: maximum range is 32d"),
+    ],
+)
+def test_a_range_that_is_too_long_is_recognised(server: responses.RequestsMock, status: int, text: str) -> None:
+    server.post(QUERY, status=status, json={"status": "error", "errorType": "bad_data", "error": text})
+    with client(retry_s=0) as prometheus, pytest.raises(QueryRangeError):
+        prometheus.query("up[90d]", 1.0)
+
+
+def test_all_requests_of_a_client_together_retry_for_a_limited_time(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=503, body="busy")
+    time = FakeTime()
+    with client(time) as prometheus:
+        for _ in range(100):
+            with pytest.raises(QueryUnavailableError):
+                prometheus.query("1")
+        assert 250 < time.now_s < 320
+        with pytest.raises(QueryUnavailableError, match=r"HTTP 503, text/plain, begins \"busy\"$"):
+            prometheus.query("1")
+
+
+def test_an_error_after_retries_states_their_number(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=503, body="busy")
+    with client(retry_s=10) as prometheus, pytest.raises(QueryUnavailableError, match=r"\(6 attempts in 8 s\)$"):
+        prometheus.query("1")
+
+
+def test_a_proxy_of_the_environment_is_named(server: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://me:hush@proxy.example:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.post(QUERY, body=requests.ConnectionError(OSError(111, "Connection refused")))
+    server.post(QUERY, status=407, body="<html>")
+    for _ in range(2):
+        with (
+            client(retry_s=0) as prometheus,
+            pytest.raises(QueryError, match=r"proxy http://proxy\.example:3128") as caught,
+        ):
+            prometheus.query("1")
+        assert "hush" not in str(caught.value)
+
+
+def test_texts_of_the_server_are_escaped_and_cut(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=400, json={"status": "error", "errorType": "\x1b[2J", "error": "\x07" + "x" * 5000})
+    with client() as prometheus, pytest.raises(QueryError, match=r"HTTP 400 \\x1b\[2J: \\x07xxx") as caught:
+        prometheus.query("1")
+    assert len(str(caught.value)) < 500

@@ -16,6 +16,7 @@ from joulewatch_harness.commands import runs
 from joulewatch_harness.delivery import delivery
 from joulewatch_harness.delivery.courier import DeliveredLog, DeliveryReport, Parked
 from joulewatch_harness.delivery.sinks import window_item
+from joulewatch_harness.errors import QueryRangeError
 from joulewatch_harness.records import RunEnd
 from joulewatch_harness.storage.journal import Journal
 from support.runs import NETWORK, RUN, header, window
@@ -95,7 +96,9 @@ def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
             {"metric": {"run": "a", "status": "running"}, "value": [9, "10"]},
         ],
         "sum by (run)": [{"metric": {"run": "b"}, "value": [9, "12"]}],
-        "count by (run)": [{"metric": {"run": "a"}, "value": [9, "3"]}],
+        "group by (run, configuration, kind, phase, window)": [
+            {"metric": {"run": "a", "window": str(number)}, "value": [9, "1"]} for number in range(3)
+        ],
         "group by (run, configuration)": [{"metric": {"run": "b", "configuration": NETWORK.name}, "value": [9, "1"]}],
     }
 
@@ -180,3 +183,41 @@ def test_bad_arguments_are_errors(
 ) -> None:
     assert main(["runs", *words, f"--output={output}"]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_list_longer_than_the_servers_longest_range_is_queried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges: list[float] = []
+
+    class FakeClient:
+        def __init__(self, options: PrometheusOptions) -> None:
+            pass
+
+        def __enter__(self) -> FakeClient:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ping(self) -> str:
+            return ""
+
+        def query(self, promql: str, at_s: float | None = None) -> list[dict[str, Any]]:
+            if "[90d]" in promql:
+                raise QueryRangeError("limit: 768h0m0s")
+            length_s = int(promql.partition("[")[2].partition("ms]")[0]) / 1000
+            if length_s > 32 * 86_400:
+                raise QueryRangeError("limit: 768h0m0s")
+            ranges.append(length_s)
+            if promql.startswith("last_over_time"):
+                return [{"metric": {"run": "a", "status": "complete"}, "value": [9, "10"]}]
+            if promql.startswith("group by (run, configuration, kind"):
+                return [{"metric": {"run": "a", "window": "7"}, "value": [9, "1"]}]
+            if promql.startswith("sum by"):
+                return [{"metric": {"run": "a"}, "value": [9, "2"]}]
+            return [{"metric": {"run": "a", "configuration": NETWORK.name}, "value": [9, "1"]}]
+
+    monkeypatch.setattr(runs, "PrometheusClient", FakeClient)
+    (row,) = runs.prometheus_runs(PrometheusOptions("http://p"), "90d")
+    assert (row.run, row.status, row.configurations) == ("a", "complete", (NETWORK.name,))
+    assert row.windows == 4 * 2 + 1  # four parts of windows from remote write, and one window of a Pushgateway
+    assert sum(ranges) == pytest.approx(4 * 90 * 86_400)

@@ -30,7 +30,7 @@ from joulewatch_harness.analysis.sources.identity import address, nodename
 from joulewatch_harness.analysis.sources.rebuild import RUN_NAMES, WINDOW_NAMES, rebuild_run, run_start_s
 from joulewatch_harness.analysis.sources.series import default_max_gap_s
 from joulewatch_harness.clients.prometheus import PrometheusClient
-from joulewatch_harness.errors import QueryError, QueryTooLargeError
+from joulewatch_harness.errors import QueryError, QueryRangeError, QueryTooLargeError
 from joulewatch_harness.records import ExporterRecord, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_QUERY: Final = 1_000_000
 _FIRST_PIECE_S: Final = 1800.0
 _SHORTEST_PIECE_S: Final = 1.0
+_SHORTEST_RANGE_S: Final = 60.0
 _AROUND_S: Final = 300.0
 """The start times of the exporters are queried this far around a span, to find the scrape interval."""
 _SHORTEST_MARGIN_S: Final = 5.0
@@ -104,6 +105,8 @@ class PrometheusSource:
         self._runs_match = run_matchers(client.options.match)
         self._samples_per_query = samples_per_query
         self._now = now
+        self._longest_s = math.inf
+        """Longest range that the server may accept; learnt from its errors."""
 
     @property
     def match(self) -> str:
@@ -116,49 +119,56 @@ class PrometheusSource:
     def close(self) -> None:
         self._client.close()
 
-    def raw(self, selector: str, start_s: float, end_s: float) -> list[RawSeries]:
+    def raw(
+        self, selector: str, start_s: float, end_s: float, *, first_piece_s: float = _FIRST_PIECE_S
+    ) -> list[RawSeries]:
         """Return all raw samples of a selector in [start_s, end_s], fetched in pieces.
 
-        A piece that the server rejects as too large (422) is halved; the length of the next piece follows from the
-        number of samples in the last one.
+        A piece that the server rejects as too large or too long is halved; the length of the next piece follows from
+        the number of samples in the last one, and grows over empty ones.
 
         Raises:
             QueryTooLargeError: A piece of one second is still too large.
             QueryError: The query failed, as for ``PrometheusClient.query``.
         """
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
-        piece_s = _FIRST_PIECE_S
+        piece_s = first_piece_s
         at_s = start_s
         while at_s < end_s:
-            until_s = min(at_s + piece_s, end_s)
+            until_s = min(at_s + min(piece_s, self._longest_s), end_s)
             # One more millisecond: the ranges of Prometheus 3 are left-open, and the times are rounded.
             length_ms = math.ceil((until_s - at_s) * 1000) + 1
             try:
                 result = self._client.query(f"{selector}[{length_ms}ms]", math.ceil(until_s * 1000) / 1000)
-            except QueryTooLargeError:
-                if piece_s <= _SHORTEST_PIECE_S:
+            except QueryTooLargeError as error:
+                if until_s - at_s <= _SHORTEST_PIECE_S:
                     raise
-                piece_s = max((until_s - at_s) / 2, _SHORTEST_PIECE_S)
-                logger.info("query too large for %s; using pieces of %.0f s", self._client.url, piece_s)
+                piece_s = self._shorter(until_s - at_s, error)
                 continue
             count = 0
             for series in _series(result):
                 count += series.times_s.size
                 pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
-            if count:
-                piece_s = min(piece_s * 4, max(piece_s * self._samples_per_query / count, _SHORTEST_PIECE_S))
+            piece_s = min(piece_s * 4, max(piece_s * self._samples_per_query / max(count, 1), _SHORTEST_PIECE_S))
             at_s = until_s
         return [_joined(parts) for parts in pieces.values()]
+
+    def _shorter(self, length_s: float, error: QueryTooLargeError) -> float:
+        """Return half of a length that the server rejected; do not try that length again if it is the problem."""
+        half_s = max(length_s / 2, _SHORTEST_PIECE_S)
+        if isinstance(error, QueryRangeError):
+            self._longest_s = min(self._longest_s, half_s)
+        logger.info("query too large for %s; using pieces of %.0f s", self._client.url, half_s)
+        return half_s
 
     def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
         """Return the runs that started in a span of Unix seconds, oldest first."""
         end_s = min(end_s, self._now() + 1)
         # A run that is in progress, or was pushed late, has samples after its start.
         until_s = min(end_s + _DAY_S, self._now() + 1)
-        length_s = max(math.ceil(until_s - start_s), 1)
         statuses: dict[str, tuple[float, str]] = {}
-        query = f"last_over_time({catalog.RUN_STATUS.name}{selector(self._runs_match)}[{length_s}s])"
-        for series in _series(self._client.query(query, until_s)):
+        query = f"last_over_time({catalog.RUN_STATUS.name}{selector(self._runs_match)}[{{range}}])"
+        for series in self._at(query, (start_s, until_s)):
             run, status = series.labels.get("run", ""), series.labels.get("status", "")
             known = statuses.get(run)
             if known is None or known[1] == "running":
@@ -182,13 +192,9 @@ class PrometheusSource:
         if start_s >= now_s:
             raise QueryError(f"{self._client.url}: run {run!r} is in the future")
         names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
-        length_ms = math.ceil((now_s + 1 - start_s) * 1000)
         # There are few annotations, so one query covers all the time since the run's start (a run may be pushed late).
         wanted = selector(names, f"run={_quoted(run)}", self._runs_match)
-        try:
-            samples = list(_series(self._client.query(f"{wanted}[{length_ms}ms]", now_s + 1)))
-        except QueryTooLargeError:
-            samples = self.raw(wanted, start_s, now_s + 1)
+        samples = self.raw(wanted, start_s, now_s + 1, first_piece_s=now_s + 1 - start_s)
         if not samples:
             raise QueryError(f"{self._client.url}: unknown run {run!r}{self._last_runs(now_s)}")
         return rebuild_run(run, samples, self._client.url)
@@ -233,13 +239,33 @@ class PrometheusSource:
         return build_history(self.describe(), [*identities, *samples, *metadata], exporters, power=power)
 
     def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
-        """Run an instant query over a whole span: ``{range}`` is replaced by the span's length."""
-        length_s = max(math.ceil(span[1] - span[0]), 1)
-        result = self._client.query(query.replace("{range}", f"{length_s}s"), span[1])
-        return [
-            RawSeries(name=raw.name or name, labels=raw.labels, times_s=raw.times_s, values=raw.values)
-            for raw in _series(result)
-        ]
+        """Run an instant query over a whole span: ``{range}`` is replaced by the span's length.
+
+        If the server rejects the span, it is divided, and each series has the value of its last part with samples.
+        The parts overlap, so that a change between two of them is seen.
+        """
+        results: dict[tuple[str, tuple[tuple[str, str], ...]], RawSeries] = {}
+        ends = [span[1]]
+        start_s = span[0]
+        while ends:
+            end_s = ends[-1]
+            length_s = max(math.ceil(end_s - start_s), 1)
+            try:
+                if length_s > self._longest_s:
+                    raise QueryRangeError("known to be too long")
+                result = self._client.query(query.replace("{range}", f"{length_s}s"), end_s)
+            except QueryTooLargeError as error:
+                if length_s <= _SHORTEST_RANGE_S:
+                    raise
+                known = length_s > self._longest_s
+                half_s = length_s / 2 if known else self._shorter(length_s, error)
+                ends.append(start_s + half_s)
+                continue
+            for raw in _series(result):
+                series = RawSeries(name=raw.name or name, labels=raw.labels, times_s=raw.times_s, values=raw.values)
+                results[series.name, tuple(sorted(series.labels.items()))] = series
+            start_s = ends.pop() - min(_AROUND_S, length_s / 8)
+        return list(results.values())
 
     def _metadata(self, span: tuple[float, float], matchers: str) -> list[RawSeries]:
         braces = selector(matchers)

@@ -232,6 +232,28 @@ def test_pieces_of_time_are_joined_without_loss(world: World, mocked: responses.
     assert not any("increase(" in query for query in fake.queries)
 
 
+@pytest.mark.parametrize("longest_range_s", [32 * 86_400.0, 900.0])
+def test_a_server_with_a_longest_range_gives_the_same_run_with_few_queries(
+    world: World, mocked: responses.RequestsMock, longest_range_s: float
+) -> None:
+    """An old run: all the time since its start, and the list of 90 days, are longer than the server accepts."""
+    assert world.record is not None
+    fake = FakePrometheus(stored(world), longest_range_s=longest_range_s)
+    fake.install(mocked)
+    now_s = world.end_s + (80 * 86_400.0 if longest_range_s > 3600 else 3600.0)
+    source = PrometheusSource(PrometheusClient(PrometheusOptions(URL)), now=lambda: now_s)
+    (summary,) = source.runs(now_s - (90 * 86_400.0 if longest_range_s > 3600 else 7200.0), now_s)
+    assert (summary.run, summary.status) == (RUN, "complete")
+    record = source.run(RUN)
+    assert [window.index for window in record.windows] == [window.index for window in world.record.windows]
+    assert len(fake.queries) < 60
+    spans = run_spans(record)
+    history = source.history(spans, world.record.header.exporters)
+    source.close()
+    assert set(history.counters) == {SensorId.of(item) for item in TWO_SOCKETS}
+    assert len(fake.queries) < 200
+
+
 def test_a_run_is_rebuilt_from_the_series_of_a_pushgateway(world: World) -> None:
     """There the sample times are those of scrapes: the end of a window is a value and its number a label."""
     assert world.record is not None
