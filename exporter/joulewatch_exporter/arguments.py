@@ -38,6 +38,11 @@ class Parser(argparse.ArgumentParser):
         self.examples = tuple(examples)
         self.usage_exit_code = 2
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse ignores that stdout is full.
+        if message:
+            (file or sys.stderr).write(message)
+
     def format_help(self) -> str:
         """Return argparse's help, followed by the examples."""
         lines = [line for command, purpose in self.examples for line in (f"  {command}", f"      {purpose}")]

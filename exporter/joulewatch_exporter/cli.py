@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from joulewatch_exporter.config.config import Config, ExporterSettings, PathSett
 from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, ExporterError
 from joulewatch_exporter.logs import set_up_logging
 from joulewatch_exporter.model import Collector
+from joulewatch_exporter.streams import guard
 from joulewatch_exporter.text import printable
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
     Returns:
         The exit code.
     """
+    return guard("joulewatch-exporter", lambda: _main(argv, families), broken_pipe=EXIT_DONE)
+
+
+def _main(argv: Sequence[str] | None, families: Sequence[type[Collector]] | None) -> int:
     try:
         if families is None:
             families = all_families()
@@ -72,10 +76,6 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
     except ExporterError as error:
         print(f"joulewatch-exporter: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; what is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except KeyboardInterrupt:
         return EXIT_DONE
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
+from joulewatch_exporter.yaml_limits import check_limits
 from joulewatch_harness.errors import ConfigError, JoulewatchError, RecordError
 from joulewatch_harness.names import unknown
 
@@ -151,6 +152,11 @@ def read_yaml(path: Path) -> object:
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
             return super().construct_mapping(node, deep=deep)
 
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            check_limits(node)
+            return node
+
     try:
         # From a stream, because errors about a string quote it, and it may contain secrets.
         return yaml.load(io.StringIO(path.read_text(encoding="utf-8")), Loader=Loader)
@@ -162,7 +168,9 @@ def read_yaml(path: Path) -> object:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -8,15 +8,14 @@ Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, cast
 
 from joulewatch_exporter.arguments import Parser
+from joulewatch_exporter.streams import guard
 from joulewatch_harness import __version__
 from joulewatch_harness.errors import JoulewatchError
 
@@ -104,8 +103,10 @@ def _module(command: str) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``joulewatch`` with ``argv``; returns the exit code."""
-    _replace_closed_streams()
-    words = list(sys.argv[1:] if argv is None else argv)
+    return guard("joulewatch", lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), "")
     try:
         parser = make_parser((command,))
@@ -116,24 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=args.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
-        code = int(args.function(args))
-        sys.stdout.flush()
-        return code
+        return int(args.function(args))
     except JoulewatchError as error:
         print(f"joulewatch: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
         print("joulewatch: interrupted", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of stdout is gone, as in `joulewatch runs | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"joulewatch: the output cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except ModuleNotFoundError as error:
         extra = _PACKAGE_EXTRAS.get((error.name or "").partition(".")[0])
@@ -144,11 +133,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
-
-
-def _replace_closed_streams() -> None:
-    """Let results and messages vanish if the shell closed stdout or stderr (``>&-``); Python sets these to None."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -51,6 +51,12 @@ class RecordError(JoulewatchError):
     exit_code = 2
 
 
+class StorageError(RecordError):
+    """A file of a run cannot be written: the disk is full or broken."""
+
+    exit_code = 1
+
+
 class NetworkError(JoulewatchError):
     """The network under test failed to load, to prepare a batch size or to run."""
 

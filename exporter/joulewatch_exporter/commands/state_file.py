@@ -75,7 +75,7 @@ def load(path: Path) -> SavedState | None:
         return None
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or "joulewatch_state" not in data:
         raise ConfigError(f"{where}: not a state file of joulewatch-exporter; choose another path, or remove the file")

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from joulewatch_exporter.arguments import suggestion
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.yaml_limits import check_limits
 
 T = TypeVar("T")
 
@@ -49,6 +50,11 @@ def _loader() -> type[Any]:
                 seen.add(key)
             return super().construct_mapping(node, deep=deep)
 
+        def get_single_node(self) -> yaml.Node | None:
+            node = super().get_single_node()
+            check_limits(node)
+            return node
+
     return Loader
 
 
@@ -75,6 +81,8 @@ def parse_yaml(text: str | bytes, source: str) -> object:
 
     try:
         data: object = yaml.load(text, Loader=_loader())  # a SafeLoader
+    except RecursionError as error:
+        raise ConfigError(f"{source}: is not valid YAML: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from error
     return {} if data is None else data

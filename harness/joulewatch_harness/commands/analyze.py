@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
         if source is not None:
             stack.callback(source.close)
         result = analyze_run(record, source, progress=lambda text: logger.info("%s", text))
+    if args.figure is not None:
+        write_figure(result, args.figure, net=args.net)
+        print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
     missing: list[str] = []
     if args.format == "json":
         sys.stdout.write(to_json.render_json(result))
@@ -99,9 +102,6 @@ def run(args: argparse.Namespace) -> int:
         print(warning, file=sys.stderr)  # noqa: T201
     for text in missing:
         print(f"no record: {text}", file=sys.stderr)  # noqa: T201
-    if args.figure is not None:
-        write_figure(result, args.figure, net=args.net)
-        print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
     if args.publish and options is not None:
         from joulewatch_harness.clients.prometheus import PrometheusClient
         from joulewatch_harness.delivery.results import publish

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError
 
 LARGEST_JSON_BYTES: Final = 1 << 28
 
@@ -75,11 +76,13 @@ def write_file(flag: str, path: Path, content: str | bytes) -> None:
 
     Raises:
         ConfigError: The file cannot be written.
+        StorageError: The disk is full.
     """
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageError if full else ConfigError)(f"{flag} {path}: cannot be written: {error.strerror}") from error
 
 
 def read_json(path: Path) -> object:
@@ -94,5 +97,5 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not valid JSON: {error}") from error

@@ -356,10 +356,13 @@ def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:
         _report(f"nothing was measured; the journal has the reasons: {folder / 'journal.jsonl'}")
         return EXIT_FAILED
     try:
-        result = _analyze(prepared, recording if recording.exists() else None, args.format, args.figure)
-    except JoulewatchError as error:
+        result, text = _analyze(prepared, recording if recording.exists() else None, args.format, args.figure)
+    except (JoulewatchError, OSError) as error:
         _report(f"the run is stored, but its analysis failed: {error}\nTry again with: {again}")
         return status or EXIT_FAILED
+    # After the files of the run, which must not depend on the reader of stdout.
+    sys.stdout.write(text)
+    sys.stdout.flush()
     if prepared.prometheus is not None and args.publish:
         _publish(result, prepared.prometheus, again)
     _report_method(prepared.sensors)
@@ -371,7 +374,8 @@ def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:
     return status
 
 
-def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path | None) -> RunResult:
+def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path | None) -> tuple[RunResult, str]:
+    """Analyze the run and write its files; return the result and its text for stdout."""
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -388,19 +392,18 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
         result = analyze_run(record, source)
     as_json = to_json.render_json(result)
     if form == "json":
-        sys.stdout.write(as_json)
+        text = as_json
     elif form == "csv":
-        sys.stdout.write(to_csv.render_csv(result))
+        text = to_csv.render_csv(result)
     else:
-        sys.stdout.write(to_text.render_table(result, width=terminal_width()))
-    sys.stdout.flush()
+        text = to_text.render_table(result, width=terminal_width())
     (prepared.folder / RESULT_NAME).write_text(as_json, encoding="utf-8")
     target = figure or prepared.folder / FIGURE_NAME
     write_figure(result, target)
     _report(f"figure: {target}\nresult: {prepared.folder / RESULT_NAME}")
     if recording is not None:
         _report(f"recording: {recording}")
-    return result
+    return result, text
 
 
 def _publish(result: RunResult, prometheus: PrometheusOptions, again: str) -> None:
@@ -475,4 +478,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    # A terminal that is gone must not end the run.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201

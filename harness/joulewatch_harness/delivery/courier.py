@@ -123,7 +123,7 @@ def delivered_windows(folder: Path, target: str | None = None) -> set[int]:
             line = json.loads(row)
             if target is None or line["target"] == target:
                 numbers.add(int(line["window"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # incomplete after a kill
     return numbers
 

@@ -114,7 +114,7 @@ class PushgatewaySink:
             raise ConfigError(f"--pushgateway {error}") from error
         try:
             is_pushgateway = answer.status == 200 and "build_information" in json.loads(answer.text)["data"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             is_pushgateway = False
         if not is_pushgateway:
             raise ConfigError(

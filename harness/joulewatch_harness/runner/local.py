@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -75,7 +76,7 @@ class LocalExporter:
             ExporterUnreachableError: it ended, or did not listen in time; the text contains its last output.
         """
         try:
-            log = self._log_path.open("ab")
+            log = self._log_path.open("ab", buffering=0)
         except OSError as error:
             raise ExporterUnreachableError(f"{self._log_path}: cannot be written to: {error.strerror}") from error
         # The exporter ends when its stdin closes, which the kernel does when this process ends, for any reason. In
@@ -141,8 +142,7 @@ class LocalExporter:
                 if not piece:
                     raise ExporterUnreachableError(f"the local exporter ended during its start{_last_lines(output)}")
                 output += piece
-                log.write(piece)
-                log.flush()
+                _write(log, piece)
                 match = _LISTENING.search(output[: output.rfind(b"\n") + 1])
                 if match is not None:
                     return match[1].decode()
@@ -151,8 +151,13 @@ class LocalExporter:
 def _copy_log(source: IO[bytes], log: IO[bytes]) -> None:
     with log:
         while piece := os.read(source.fileno(), 65536):
-            log.write(piece)
-            log.flush()
+            _write(log, piece)
+
+
+def _write(log: IO[bytes], piece: bytes) -> None:
+    # A full disk must not end this thread: the exporter would wait for ever with a full pipe.
+    with contextlib.suppress(OSError):
+        log.write(piece)
 
 
 def _last_lines(output: bytes) -> str:

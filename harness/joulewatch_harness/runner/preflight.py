@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, StorageError
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.refresh import has_refresh
 from joulewatch_harness.runner.network_checks import check_networks
@@ -87,6 +88,8 @@ def run_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{folder}: {error.strerror}: free some space, or choose another --output") from error
         raise ConfigError(
             f"output folder {folder.parent}: {error.strerror or error}; choose one with --output"
         ) from error

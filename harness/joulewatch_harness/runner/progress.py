@@ -6,6 +6,7 @@ the processor that is being measured.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any, Final, Self, TextIO
@@ -66,12 +67,14 @@ class RunProgress:
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            with contextlib.suppress(OSError):
+                self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def begin(self, step: Step, text: str) -> None:
         """Show that a step begins."""
@@ -91,18 +94,23 @@ class RunProgress:
         if self._bar is None:
             elapsed_s, left_s = self._step_started_s - self._started_s, self.left_s()
             share = elapsed_s / (elapsed_s + left_s) if left_s > 0.0 else 1.0
-            self._stream.write(f"[{100 * share:3.0f}%] {text} ({duration(left_s)} left)\n")
-            self._stream.flush()
+            self._print(f"[{100 * share:3.0f}%] {text} ({duration(left_s)} left)")
         else:
             self._draw(text)
 
     def note(self, text: str) -> None:
         """Show a note."""
         if self._bar is None:
-            self._stream.write(f"note: {text}\n")
-            self._stream.flush()
+            self._print(f"note: {text}")
         else:
-            self._bar.console.print(f"note: {text}", markup=False, highlight=False)
+            with contextlib.suppress(OSError):
+                self._bar.console.print(f"note: {text}", markup=False, highlight=False)
+
+    def _print(self, line: str) -> None:
+        # A terminal that is gone, or a full disk behind stderr, must not end the run.
+        with contextlib.suppress(OSError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def left_s(self) -> float:
         """Return the remaining time: that of the rounds depends on the results and on how long the past ones took."""
@@ -124,7 +132,8 @@ class RunProgress:
             left=f"{duration(left_s)} left",
             **({} if text is None else {"step": text}),
         )
-        self._bar.refresh()
+        with contextlib.suppress(OSError):
+            self._bar.refresh()
 
 
 def duration(seconds: float) -> str:

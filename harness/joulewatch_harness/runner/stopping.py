@@ -1,4 +1,4 @@
-"""Stop a run on Ctrl-C or SIGTERM."""
+"""Stop a run on Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it closes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RunStopped(Exception):
 
 
 class StopRequest:
-    """Stop the run after the current call on the first Ctrl-C or SIGTERM; end the process on the second."""
+    """Stop the run after the current call on the first Ctrl-C, SIGTERM or SIGHUP; end the process on the second."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,7 +21,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup
                 self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 

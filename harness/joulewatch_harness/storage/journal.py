@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from joulewatch_harness.clocktime import to_ms
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError
 from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.records import (
     SCHEMA_VERSION,
@@ -61,7 +61,7 @@ class Journal:
 
         Raises:
             ConfigError: the folder cannot be created or written, or the run exists already.
-            RecordError: the disk is full.
+            StorageError: the disk is full.
         """
         run_folder = folder / header.run
         path = run_folder / JOURNAL_NAME
@@ -73,7 +73,7 @@ class Journal:
             raise ConfigError(f"{error.filename or path}: {problem}: choose another folder with --output") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RecordError(f"{path}: {error.strerror}: free some space, or choose another --output") from error
+                raise StorageError(f"{path}: {error.strerror}: free some space, or choose another --output") from error
             raise ConfigError(
                 f"{run_folder}: cannot be written: {error.strerror}: choose another folder with --output"
             ) from error
@@ -84,7 +84,9 @@ class Journal:
             for parent in (run_folder, folder):
                 _sync_folder(parent)
         except BaseException:
+            # Without its first line it is not a journal.
             journal.close()
+            path.unlink(missing_ok=True)
             raise
         return journal
 
@@ -92,9 +94,9 @@ class Journal:
         """Write one line and fsync it.
 
         Raises:
-            RecordError: the disk is full or broken (earlier lines are complete and stay readable), or the journal
-                already has a window with this number, or one of the same series that ends in the same millisecond:
-                Prometheus would store only one of the two.
+            StorageError: the disk is full or broken (earlier lines are complete and stay readable).
+            RecordError: the journal already has a window with this number, or one of the same series that ends in the
+                same millisecond: Prometheus would store only one of the two.
         """
         if isinstance(line, Window):
             self._check(line)
@@ -108,7 +110,7 @@ class Journal:
             os.fsync(self._descriptor)
         except OSError as error:
             self._drop_torn_line()
-            raise RecordError(
+            raise StorageError(
                 f"{self.path}: the line could not be written: {error.strerror or error}; "
                 "earlier lines are complete: free some space and continue"
             ) from error
@@ -199,7 +201,7 @@ def read_run(path: Path) -> RunRecord:
         where = f"{file}:{number}"
         try:
             data = json.loads(row.decode("utf-8", "surrogatepass"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(rows) and not torn:
                 # After a power failure, a file system may have kept the length of a line and lost its content.
                 torn = row

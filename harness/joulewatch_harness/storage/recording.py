@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from joulewatch_harness.clients.exporter import ExporterClient, Scrape, parse_key
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError
 from joulewatch_harness.records import Line, RunHeader, RunRecord, decode_line, encode_line
 from joulewatch_harness.storage.journal import run_from_lines
 
@@ -58,7 +58,7 @@ class RecordingWriter:
     """Writes a recording; any thread may call any method.
 
     Raises:
-        RecordError: by every method, if the disk is full or broken; what was written before stays complete.
+        StorageError: by every method, if the disk is full or broken; what was written before stays complete.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -75,7 +75,7 @@ class RecordingWriter:
 
         Raises:
             ConfigError: the file exists already, or cannot be created.
-            RecordError: the disk is full.
+            StorageError: the disk is full.
         """
         if path.exists():
             raise ConfigError(f"{path}: exists already: choose another folder with --output")
@@ -102,6 +102,8 @@ class RecordingWriter:
             path.unlink(missing_ok=True)
             if isinstance(error, RecordError):
                 raise
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StorageError(f"{path}: {error}: free some space, or choose another --output") from error
             raise ConfigError(f"{path}: cannot be created: {error}: choose another folder with --output") from error
         return writer
 
@@ -213,7 +215,7 @@ class RecordingWriter:
                     self._series.clear()
                     self._known_info.clear()
                 if isinstance(error, sqlite3.Error):
-                    raise RecordError(
+                    raise StorageError(
                         f"{self.path}: cannot be written: {error}; what was written before is complete"
                     ) from error
                 raise
@@ -363,7 +365,7 @@ class Recording:
             where = f"{self.path}: line {number}"
             try:
                 lines.append(decode_line(json.loads(text), where))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RecordError(f"{where}: is not valid JSON: {error}") from error
         return run_from_lines(lines, str(self.path))
 

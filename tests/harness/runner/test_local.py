@@ -58,3 +58,10 @@ def test_an_exporter_that_does_not_listen_in_time_is_an_error(tmp_path: Path) ->
 def test_a_log_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExporterUnreachableError, match=r"exporter\.log: cannot be written to"):
         local(tmp_path / "none", GOOD).start()
+
+
+def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "exporter.log").symlink_to("/dev/full")
+    talkative = GOOD.replace("sys.stdin.read()", "print('x' * 300_000, file=sys.stderr, flush=True)\nsys.stdin.read()")
+    with local(tmp_path, talkative) as exporter:
+        assert exporter.url == "http://127.0.0.1:4711/metrics"

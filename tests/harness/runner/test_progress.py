@@ -86,3 +86,20 @@ def test_the_bar_is_drawn_between_steps_and_rarely_during_a_step() -> None:
 )
 def test_durations_are_formatted_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_terminal_that_is_gone_does_not_end_the_run(bar: bool) -> None:
+    sequence = steps(PLAN)
+    with RunProgress(PLAN, sequence, stream=Gone(), bar=bar, clock=FakeClock()) as progress:
+        step = next(iter(sequence))
+        progress.begin(step, "x")
+        progress.note("y")
+        progress.done(step, "x")

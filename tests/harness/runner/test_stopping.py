@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one ends the run, the second one the process."""
+"""Ctrl-C and other signals: the first one ends the run, the second one the process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ import pytest
 from joulewatch_harness.runner.stopping import RunStopped, StopRequest
 
 
-def test_the_first_signal_asks_and_the_second_kills() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_asks_and_the_second_kills(number: signal.Signals) -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    before = signal.signal(number, lambda number, _frame: heard.append(number))
     try:
         with StopRequest() as stop:
             assert not stop.requested
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             assert stop.requested
-            assert signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, before)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert heard == [signal.SIGINT]
+            assert signal.getsignal(number) not in (signal.SIG_DFL, before)
+        os.kill(os.getpid(), number)
+        assert heard == [number]
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError
 from joulewatch_harness.records import Note, RunEnd, Setup
 from joulewatch_harness.storage import journal as journal_module
 from joulewatch_harness.storage.journal import RUN_ID, Journal, find_run, list_runs, new_run_id, read_run
@@ -229,3 +229,20 @@ def test_setups_are_read_as_lines_and_as_windows(tmp_path: Path) -> None:
     record = read_run(journal.folder)
     assert record.setups == (Setup(configuration=NETWORK.name, phase="load", duration_s=0.25, batch_size=0),)
     assert record.windows == (long,)
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("joulewatch_harness.storage.journal.os.write", full)
+    with pytest.raises(StorageError, match="No space left on device") as caught:
+        Journal.create(tmp_path, header())
+    assert caught.value.exit_code == 1
+    assert not list(tmp_path.rglob("journal.jsonl"))
+
+
+def test_deeply_nested_json_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("[" * 100_000 + "\n{}\n")
+    with pytest.raises(RecordError, match=r"journal\.jsonl:1: is not valid JSON"):
+        read_run(tmp_path)

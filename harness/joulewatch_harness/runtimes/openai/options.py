@@ -86,7 +86,7 @@ def _prompts_of_file(path: Path) -> tuple[str, ...]:
 def _prompt(path: Path, number: int, line: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     value = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(value, str):
