@@ -380,11 +380,11 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.summary import analyze_run
-    from joulewatch_harness.analysis.sources.opening import open_source
+    from joulewatch_harness.analysis.sources.opening import open_recording, open_source
     from joulewatch_harness.storage.journal import read_run
 
     record = read_run(prepared.folder)
-    source = open_source(prometheus=prepared.prometheus, recording=recording)
+    source = open_source(prometheus=prepared.prometheus) if recording is None else open_recording(recording)
     with contextlib.ExitStack() as stack:
         close = getattr(source, "close", None)
         if callable(close):

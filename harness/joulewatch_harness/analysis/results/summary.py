@@ -44,6 +44,7 @@ from joulewatch_harness.analysis.results.phases import phase_shares
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.errors import RecordError
 from joulewatch_harness.gum import mean
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED, repeats_coverage
 from joulewatch_harness.records import Configuration, RunRecord, Window
@@ -75,13 +76,20 @@ def analyze_run(
     """
     report = progress or (lambda _: None)
     history = History(source="")
+    damaged: list[Finding] = []
     if source is not None:
         report(f"reading samples from {source.describe()}")
         # The exporters of the run; if a foreign record names none, all exporters of the source.
-        history = source.history(run_spans(record), record.header.exporters or None, power=record.header.is_imported)
-        record = _with_nodenames(record, history)
+        try:
+            exporters = record.header.exporters or None
+            history = source.history(run_spans(record), exporters, power=record.header.is_imported)
+            record = _with_nodenames(record, history)
+        except RecordError as error:
+            text = f"{error}; only the readings of the counters at the edges of the windows are used"
+            damaged = [Finding(severity="warning", reason="recording_damaged", text=text)]
+            source = None
     report("integrating")
-    findings = list(audit_record(record))
+    findings = [*damaged, *audit_record(record)]
     record = replace(record, windows=_first_of_each(record.windows))
     windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
     run = measure_whole_run(replace(record, windows=windows), history)

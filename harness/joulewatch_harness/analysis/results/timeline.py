@@ -10,6 +10,7 @@ import numpy as np
 
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, default_max_gap_s
+from joulewatch_harness.errors import RecordError
 from joulewatch_harness.records import CalibrationRecord, RunRecord
 
 WHOLE_SERVER: Final = "whole server"
@@ -38,7 +39,10 @@ def power_lines(record: RunRecord, source: SampleSource | None) -> tuple[PowerLi
         return ()
     start_s = min(window.start_s for window in record.windows) - _MARGIN_S
     end_s = max(window.end_s for window in record.windows) + _MARGIN_S
-    history = source.history([(start_s, end_s)], record.header.exporters or None, power=True)
+    try:
+        history = source.history([(start_s, end_s)], record.header.exporters or None, power=True)
+    except RecordError:
+        return ()  # the audit reports it
     lines = []
     for name, sensors in _groups(history).items():
         parts = [

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from joulewatch_harness.analysis.sources.history import SampleSource
-from joulewatch_harness.errors import ConfigError, QueryError
+from joulewatch_harness.errors import ConfigError, QueryError, RecordError
 
 if TYPE_CHECKING:
     from joulewatch_harness.analysis.sources.series import SensorId
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:
     """Return the source that the arguments name: a recording before a Prometheus, None without both.
-
     Raises:
         RecordError: The recording does not exist, or the file is not a recording.
         QueryError: No Prometheus answers within seconds; the long time limit applies to later requests only.
@@ -72,3 +71,13 @@ def open_sources(
     source = open_source(prometheus=prometheus)
     assert isinstance(source, PrometheusSource)
     return MappedSource(source, mappings, own=OWN in names, machines=machines, sensors=sensors)
+
+
+def open_recording(path: Path) -> SampleSource:
+    """Return the recording of a run whose journal can be read; a damaged one raises its RecordError when it is read."""
+    from joulewatch_harness.analysis.sources.recording import BrokenRecording, RecordingSource
+
+    try:
+        return RecordingSource(path)
+    except RecordError as error:
+        return BrokenRecording(path, error)

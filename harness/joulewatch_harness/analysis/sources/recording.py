@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,12 +22,58 @@ from joulewatch_harness.analysis.sources.history import (
     build_history,
     merge_spans,
 )
-from joulewatch_harness.errors import QueryError
+from joulewatch_harness.errors import QueryError, RecordError, describe
 from joulewatch_harness.records import ExporterRecord, RunRecord
 from joulewatch_harness.storage.recording import RecordedSeries, Recording
 
 _MARGIN_S: Final = 60.0
 """A recording contains one run, so a wide margin costs nothing, even with rare scrapes."""
+
+
+_DAMAGE: Final = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What a flipped byte causes that SQLite does not notice: another type, another text, another time."""
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise RecordError(f"{path}: is damaged: {describe(error)}") from error
+
+
+class BrokenRecording:
+    """A ``SampleSource`` in place of a recording that cannot be opened: it raises the reason.
+
+    Args:
+        path: The recording.
+        error: The reason.
+    """
+
+    def __init__(self, path: Path, error: RecordError) -> None:
+        self._path = path
+        self._error = error
+
+    def describe(self) -> str:
+        return str(self._path)
+
+    def close(self) -> None:
+        pass
+
+    def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
+        raise self._error
+
+    def run(self, run: str) -> RunRecord:
+        raise self._error
+
+    def history(
+        self,
+        spans: Sequence[tuple[float, float]],
+        exporters: Sequence[ExporterRecord] | None = None,
+        *,
+        power: bool = False,
+    ) -> History:
+        raise self._error
 
 
 class RecordingSource:
@@ -51,7 +98,7 @@ class RecordingSource:
 
     def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
         """Return the run of the recording, if it started in the span."""
-        record = self._recording.run()
+        record = self.run("")
         if not start_s <= record.header.started_at_s <= end_s:
             return ()
         status = record.end.status if record.end is not None else "running"
@@ -63,7 +110,8 @@ class RecordingSource:
         Raises:
             QueryError: The recording is of another run.
         """
-        record = self._recording.run()
+        with _damage(self._path):
+            record = self._recording.run()
         if run and record.header.run != run:
             raise QueryError(f"{self._path}: unknown run {run!r}; this is the recording of {record.header.run}")
         return record
@@ -75,9 +123,19 @@ class RecordingSource:
         *,
         power: bool = False,
     ) -> History:
-        """Return counters and sensors over spans of Unix seconds; see ``SampleSource``."""
+        """Return counters and sensors over spans of Unix seconds; see ``SampleSource``.
+
+        Raises:
+            RecordError: The recording is damaged.
+        """
         if not spans:
             return History(source=self.describe())
+        with _damage(self._path):
+            return self._history(spans, exporters, power=power)
+
+    def _history(
+        self, spans: Sequence[tuple[float, float]], exporters: Sequence[ExporterRecord] | None, *, power: bool
+    ) -> History:
         merged = merge_spans(spans, _MARGIN_S)
         start_s, end_s = merged[0][0], merged[-1][1]
         wanted = None if exporters is None else {exporter.name for exporter in exporters}

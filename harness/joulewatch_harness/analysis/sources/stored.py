@@ -28,13 +28,20 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
         RecordError: The journal or recording cannot be read.
     """
     from joulewatch_harness.analysis.sources.opening import open_source
-    from joulewatch_harness.storage.journal import find_run, read_run
+    from joulewatch_harness.analysis.sources.recording import BrokenRecording
+    from joulewatch_harness.storage.journal import JOURNAL_NAME, find_run, read_run
     from joulewatch_harness.storage.recording import RECORDING_NAME
 
     given = Path(run)
     if _is_recording(given):
         recording = _open_recording(given, options)
-        return recording.run(""), recording
+        try:
+            return recording.run(""), recording
+        except RecordError as error:
+            recording.close()
+            if not (given.parent / JOURNAL_NAME).is_file():
+                raise
+            return read_run(given.parent), BrokenRecording(given, error)
     try:
         folder = find_run(run, output)
     except RecordError as error:
@@ -57,14 +64,12 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
 
 
 def _open_recording(path: Path, options: PrometheusOptions | None) -> SampleSource:
-    from joulewatch_harness.analysis.sources.opening import open_source
+    from joulewatch_harness.analysis.sources.opening import open_recording
 
     if options is not None:
         text = f"samples are read from {path}, not from {options.url}; move this file away to use Prometheus"
         print(text, file=sys.stderr)  # noqa: T201
-    source = open_source(recording=path)
-    assert source is not None
-    return source
+    return open_recording(path)
 
 
 def _is_recording(path: Path) -> bool:
