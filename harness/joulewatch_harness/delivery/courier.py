@@ -69,10 +69,16 @@ class DeliveryReport:
         names: dict[str, list[str]] = {}
         for parked in self.parked:
             names.setdefault(parked.reason, []).append(parked.what)
-        return [
-            (f"{items[0]} was" if len(items) == 1 else f"{len(items)} windows were", reason)
-            for reason, items in names.items()
-        ]
+        texts = []
+        for reason, items in names.items():
+            windows = [name for name in items if name.startswith("window")]
+            if len(windows) > 1:
+                texts.append((f"{len(windows)} windows were", reason))
+            else:
+                # The start and the end of the run are named only without windows.
+                shown = windows or items
+                texts.append((f"{' and '.join(shown)} {'was' if len(shown) == 1 else 'were'}", reason))
+        return texts
 
 
 class DeliveredLog:

@@ -13,9 +13,9 @@ import pytest
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.delivery import delivery as delivery_module
 from joulewatch_harness.delivery.annotations import Sample, info_sample, live_samples, window_samples
-from joulewatch_harness.delivery.courier import Courier, DeliveredLog, DeliveryReport, delivered_windows
+from joulewatch_harness.delivery.courier import Courier, DeliveredLog, DeliveryReport, Parked, delivered_windows
 from joulewatch_harness.delivery.delivery import BackgroundDelivery, NullDelivery, open_delivery, push_run
-from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, window_item
+from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, start_item, window_item
 from joulewatch_harness.errors import ConfigError, QueryUnavailableError
 from joulewatch_harness.records import ExporterRecord, RunEnd, RunRecord
 from joulewatch_harness.storage.journal import Journal
@@ -464,7 +464,8 @@ def test_a_window_that_cannot_be_converted_is_reported_as_pending(
 def test_refusals_with_one_reason_are_one_line_and_one_warning(
     fixture: Fixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fixture.sink.refused = {f"window {index}" for index in range(7)}
+    fixture.sink.refused = {"start", *(f"window {index}" for index in range(7))}
+    fixture.courier.add(start_item(header()))
     for index in range(7):
         fixture.courier.add(item(index))
     with caplog.at_level(logging.WARNING):
@@ -473,3 +474,9 @@ def test_refusals_with_one_reason_are_one_line_and_one_warning(
     assert report.refusals() == [("7 windows were", "http://p: HTTP 400: out of order: set out_of_order_time_window")]
     assert (report.complete, report.pending) == (False, 0)
     assert len(caplog.records) == 1
+
+
+def test_a_refused_start_or_end_is_named_only_without_windows() -> None:
+    parked = [Parked("start", "r"), Parked("end", "r")]
+    reports = [DeliveryReport(windows=1, delivered=0, pending=1, parked=tuple(parked[:n])) for n in (1, 2)]
+    assert [report.refusals() for report in reports] == [[("start was", "r")], [("start and end were", "r")]]
