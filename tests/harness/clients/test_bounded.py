@@ -113,13 +113,18 @@ def infer(port: int) -> None:
         connection.close()
 
 
-@pytest.mark.parametrize("client", [query, write, scrape, infer], ids=["query", "write", "scrape", "infer"])
-@pytest.mark.parametrize("server", sorted(SERVERS))
+@pytest.mark.parametrize(
+    ("client", "server"),
+    [
+        pytest.param(client, server, id=f"{client.__name__}-{server}")
+        for client in (query, write, scrape, infer)
+        for server in sorted(SERVERS)
+        if (client, server) != (infer, "gzip-bomb")  # it does not decompress
+    ],
+)
 def test_an_endless_answer_ends_in_an_error(
     client: Callable[[int], None], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if client is infer and server == "gzip-bomb":
-        pytest.skip("the client of servers under test does not decompress")
     for owner in (bounded.BoundedResponse, bounded.BoundedQueryResponse, runtime_http._Response):
         monkeypatch.setattr(owner, "longest", 1 << 20)
     monkeypatch.setattr("joulewatch_harness.clients.prometheus.LONGEST_QUERY_BODY", 1 << 20)
