@@ -7,7 +7,7 @@ value. Energy that was not measured is never counted.
 from __future__ import annotations
 
 import math
-from statistics import median
+from statistics import median_low
 from typing import Final
 
 from joulewatch_exporter.clock import NS_PER_S
@@ -406,12 +406,14 @@ class RefreshEstimator:
 
     A change is placed midway between the last read of the old value and the first read of the new one. The distance
     between two changes is *resolved* if both are known to within half of it. The estimate is the median of the
-    resolved distances. While there are fewer than two, it is the median of all distances, and at least as long as the
-    time between reads, so probably too long.
+    resolved distances; of two, the shorter one, because a read that is interrupted before its time is taken lengthens
+    one. While there are fewer than two, it is the median of all distances, and at least as long as the time between
+    reads, so probably too long.
 
     An energy counter rises all the time. If it has changed at every read, it only shows that its refresh period is not
-    longer than the time between reads; such distances are ignored. A power reading may stay the same although the
-    sensor was refreshed, so for power sensors the estimate never grows.
+    longer than the time between reads; such distances are ignored. So are those in which it was seen unchanged for
+    less than a quarter: the reads were interrupted, for many refreshes perhaps. A power reading may stay the same
+    although the sensor was refreshed, so for power sensors the estimate never grows.
     """
 
     MIN_CHANGES: Final = 3
@@ -426,7 +428,7 @@ class RefreshEstimator:
         "_last_value",
         "_longest_gap_ns",
         "_resolved",
-        "_was_unchanged",
+        "_value_since_ns",
         "changes",
         "refresh_s",
         "resolved_s",
@@ -435,7 +437,8 @@ class RefreshEstimator:
     def __init__(self, *, is_counter: bool) -> None:
         """Start before the first reading of an energy counter, or of a power sensor."""
         self._is_counter = is_counter
-        self._was_unchanged = False
+        self._value_since_ns = 0
+        """Time of the first read of the last value."""
         self.refresh_s: float | None = None
         """Seconds between changes; None until three changes were observed."""
         self.resolved_s: float | None = None
@@ -460,29 +463,31 @@ class RefreshEstimator:
         self._last_ns = read_at_ns
         if last_ns is None or read_at_ns - last_ns >= self._longest_gap_ns:
             # Reads further apart than the known period cannot improve the estimate.
+            if value != self._last_value or last_ns is None:
+                self._value_since_ns = read_at_ns
             self._last_value = value
             self._change_at_ns = None
             return
         if value == self._last_value:
-            self._was_unchanged = True
             return
+        unchanged_ns = last_ns - self._value_since_ns
         self._last_value = value
         bracket_ns = read_at_ns - last_ns
         change_at_ns = (read_at_ns + last_ns) // 2
         if self._change_at_ns is not None:
             distance_ns = change_at_ns - self._change_at_ns
             if distance_ns > 0:
-                self._add_distance(distance_ns, 2 * max(bracket_ns, self._bracket_ns) <= distance_ns)
+                self._add_distance(distance_ns, 2 * max(bracket_ns, self._bracket_ns) <= distance_ns, unchanged_ns)
         self.changes += 1
         self._change_at_ns = change_at_ns
         self._bracket_ns = bracket_ns
-        self._was_unchanged = False
+        self._value_since_ns = read_at_ns
 
-    def _add_distance(self, distance_ns: int, resolved: bool) -> None:
+    def _add_distance(self, distance_ns: int, resolved: bool, unchanged_ns: int) -> None:
         was_resolved = self.resolved
         if resolved:
             self._resolved.append(distance_ns)
-        elif was_resolved or (self._is_counter and not self._was_unchanged):
+        elif was_resolved or (self._is_counter and 4 * unchanged_ns < distance_ns):
             return
         else:
             self._any.append(distance_ns)
@@ -490,7 +495,7 @@ class RefreshEstimator:
         del known[: -self._KEPT]
         if len(known) < self.MIN_CHANGES - 1:
             return
-        refresh_s = median(known) / NS_PER_S
+        refresh_s = median_low(known) / NS_PER_S
         shorter = self.refresh_s is None or refresh_s < self.refresh_s
         if self._is_counter or shorter or (self.resolved and not was_resolved):
             self.refresh_s = refresh_s

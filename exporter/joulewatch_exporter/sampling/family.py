@@ -47,8 +47,9 @@ BURST_CHANGES: Final = 9
 BURST_SENSORS: Final = 16
 """Sensors read together in one burst; reading all once must be short compared to a RAPL counter's millisecond."""
 BURST_MAX_READ_NS: Final = 1_000_000
-BURST_TRIES: Final = 3
-"""A sensor whose read is slower than that is not read in bursts. On a busy machine a single read may be."""
+BURST_TRIES: Final = 10
+"""A sensor whose read is slower than that is not read in bursts. On a busy machine some reads may be, and others may be
+interrupted so that a burst does not show the refresh period of a sensor that changed."""
 
 _FOUND_STATES: Final = {
     "denied": SensorDeniedError.reason,
@@ -61,7 +62,7 @@ _FOUND_STATES: Final = {
 class _SensorEntry:
     """One sensor of the open collector, and the states that its values update."""
 
-    __slots__ = ("device", "device_indices", "failing", "sensor", "slow_reads", "states")
+    __slots__ = ("bursts", "device", "device_indices", "failing", "sensor", "slow_reads", "states")
 
     def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[QuantityState]) -> None:
         self.sensor = sensor
@@ -73,6 +74,8 @@ class _SensorEntry:
         """Reason why the last read failed; None: it succeeded."""
         self.slow_reads = 0
         """Bursts whose first read was slow."""
+        self.bursts = 0
+        """Bursts that did not show the refresh period."""
 
     @property
     def burst_done(self) -> bool:
@@ -455,7 +458,8 @@ class Family:
         """Read energy counters as fast as possible for at most 50 ms, to measure how often they change.
 
         At one read per second, a counter that changes every millisecond seems to change every second. Each sensor is
-        read in one burst only, together with at most 15 others, and only if its reads are fast.
+        read in one burst, together with at most 15 others, and only if its reads are fast; in more bursts if the
+        machine interrupts them.
 
         Args:
             turn: Makes the reads.
@@ -467,11 +471,15 @@ class Family:
         while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
             group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
             group = [entry for entry in group if self._suits_burst(turn, entry)]
-            group_end_ns = min(end_ns, self._clock.monotonic_ns() + BURST_FLAT_NS)
+            last_ns = self._clock.monotonic_ns()
+            group_end_ns = min(end_ns, last_ns + BURST_FLAT_NS)
+            longest_ns = 0
             while group:
                 if interrupted():
                     return
-                if self._clock.monotonic_ns() >= group_end_ns:
+                now_ns = self._clock.monotonic_ns()
+                longest_ns, last_ns = max(longest_ns, now_ns - last_ns), now_ns
+                if now_ns >= group_end_ns:
                     if group_end_ns < end_ns and any(
                         state.refresh.changes for entry in group for state in entry.states
                     ):
@@ -479,7 +487,10 @@ class Family:
                         continue
                     # They change more slowly than the burst is long: the scans will find their refresh periods.
                     for entry in group:
-                        entry.end_burst()
+                        entry.bursts += 1
+                        was_short = longest_ns >= BURST_FLAT_NS // 2 or any(s.refresh.changes for s in entry.states)
+                        if not was_short or entry.bursts == BURST_TRIES:
+                            entry.end_burst()
                     return
                 group = [entry for entry in group if self._burst_read(turn, entry)]
 
@@ -507,7 +518,8 @@ class Family:
             state = self._by_quantity.get(reading.quantity)
             if state is not None and reading.energy_joules is not None:
                 state.refresh.update(reading.read_at_ns, reading.energy_joules)
-                is_unfinished = is_unfinished or state.refresh.changes < BURST_CHANGES
+                refresh = state.refresh
+                is_unfinished = is_unfinished or refresh.changes < BURST_CHANGES or not refresh.resolved
         if not is_unfinished:
             entry.end_burst()
         return is_unfinished

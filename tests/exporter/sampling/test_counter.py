@@ -469,6 +469,9 @@ def test_power_needs_its_span_at_any_time_of_day() -> None:
 # -- RefreshEstimator ------------------------------------------------------------------------------
 
 
+NS_PER_MS = 1_000_000
+
+
 def watch(refresh_s: float, read_every_s: float, duration_s: float, *, is_counter: bool = True) -> RefreshEstimator:
     """Read a counter of 100 W that changes every ``refresh_s``."""
     estimator = RefreshEstimator(is_counter=is_counter)
@@ -618,3 +621,40 @@ def test_a_resolved_period_replaces_a_shorter_guess_and_flat_values_do_not_lengt
     # From now on the value changes at every fourth refresh only.
     changes_at(estimator, *((16 + step / 32, 200.0 + step // 64) for step in range(64 * 14)))
     assert estimator.refresh_s == estimator.resolved_s == 0.5
+
+
+def test_interrupted_reads_do_not_yield_a_long_refresh_period() -> None:
+    """A counter of 1 ms was once published with up to 3 s: reads with seconds between them, and one repeated value."""
+    estimator = RefreshEstimator(is_counter=True)
+    now_ns = 0
+    for pause_ms in (470, 0.05, 1300, 0.05, 3000, 0.05, 700, 0.05):
+        now_ns += s(pause_ms / 1000)
+        estimator.update(now_ns, now_ns // NS_PER_MS * 0.1)
+    assert estimator.refresh_s is None
+
+
+def test_one_read_that_is_interrupted_before_its_time_is_taken_does_not_define_the_refresh_period() -> None:
+    """Its value seems to be unchanged for 0.5 s, and the next change looks exact."""
+    estimator = RefreshEstimator(is_counter=True)
+    for number in range(60):
+        at_ns = number * 100_000
+        late_ns = s(0.5) if number > 24 else 0
+        value_ns = at_ns + (late_ns if number > 25 else 0)
+        estimator.update(at_ns + late_ns, value_ns // NS_PER_MS * 0.1)
+        assert estimator.refresh_s is None or estimator.refresh_s == pytest.approx(0.001, abs=2e-4)
+    assert estimator.resolved
+
+
+@given(st.lists(st.tuples(st.integers(20, 300), st.integers(2, 2000)), max_size=12))
+def test_the_refresh_period_is_right_after_a_burst_however_its_reads_are_interrupted(
+    interruptions: list[tuple[int, int]],
+) -> None:
+    """Nine periods decide; at least ten more follow the last interruption."""
+    estimator = RefreshEstimator(is_counter=True)
+    now_ns = 0
+    for reads, pause_ms in [*interruptions, (240, 0)]:
+        for _ in range(reads):
+            now_ns += 50_000
+            estimator.update(now_ns, now_ns // NS_PER_MS * 0.1)
+        now_ns += s(pause_ms / 1000)
+    assert estimator.resolved_s == pytest.approx(0.001, abs=1e-4)

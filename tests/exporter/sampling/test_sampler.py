@@ -21,7 +21,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
 )
 from joulewatch_exporter.model import Collector, Finding, Host, Reading, Timing
-from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.family import BURST_TRIES, Family
 from joulewatch_exporter.sampling.sampler import Sampler
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import Turn
@@ -1020,6 +1020,53 @@ def test_one_slow_read_does_not_end_the_measurement_of_the_refresh() -> None:
         family.scan()
         family.burst(Turn(), lambda: False)
     assert family.scan().healths[0].refresh_s == pytest.approx(0.001)
+
+
+def test_a_burst_that_is_interrupted_is_repeated() -> None:
+    """Otherwise the refresh period stays unknown, or is the time between two scans."""
+    clock = FakeClock()
+
+    class Interrupted(FakeSensor):
+        def read(self) -> Sequence[Reading]:
+            clock.now_ns += 30_000_000 if self.reads in (2, 3, 5, 8, 9) else 10_000
+            self.energies_joules = [clock.now_ns // 1_000_000 * 0.1]
+            return super().read()
+
+    sensor = Interrupted((info(),), energies_joules=[0.0])
+    family = family_of(clock, sensor)
+    refreshes = []
+    for _ in range(8):
+        clock.advance(1.0)
+        health = family.scan().healths[0]
+        assert health is not None
+        refreshes.append(health.refresh_s)
+        family.burst(Turn(), lambda: False)
+    assert refreshes[0] is None
+    known = [refresh_s for refresh_s in refreshes if refresh_s is not None]
+    assert known
+    assert known == pytest.approx([0.001] * len(known))
+    reads = sensor.reads
+    family.burst(Turn(), lambda: False)
+    assert sensor.reads == reads
+
+
+def test_bursts_end_if_they_never_show_the_refresh_period() -> None:
+    """It changes at every read."""
+    clock = FakeClock()
+
+    class Changing(FakeSensor):
+        def read(self) -> Sequence[Reading]:
+            clock.now_ns += 900_000
+            self.energies_joules = [clock.now_ns * 1e-9]
+            return super().read()
+
+    family = family_of(clock, Changing((info(),), energies_joules=[0.0]))
+    family.scan()
+    for _ in range(BURST_TRIES):
+        assert family.wants_burst
+        family.burst(Turn(), lambda: False)
+    family.burst(Turn(), lambda: False)
+    assert not family.wants_burst
 
 
 def test_an_edge_of_a_counter_whose_refresh_is_not_known_is_a_scan() -> None:
