@@ -37,12 +37,16 @@ class CountingExporter(LoopbackServer):
         self.nodename = nodename
         self.down = False
         self.requests = 0
+        self.burned_joules = 0.0
+        """Added to every counter by requests of ``/burn?JOULES``."""
         self.started_s = time.time()
         outer = self
 
         class Page(QuietHandler):
             def do_GET(self) -> None:
                 outer.requests += 1
+                if self.path.startswith("/burn?"):
+                    outer.burned_joules += float(self.path.partition("?")[2])
                 body = outer.page().encode()
                 self.send_response(503 if outer.down else 200)
                 self.send_header("Content-Length", str(len(body)))
@@ -61,7 +65,7 @@ class CountingExporter(LoopbackServer):
         ]
         for counter in self.counters:
             labels = counter.labels()
-            joules = 1000.0 + (0.0 if counter.still else counter.watts * (now_s - self.started_s))
+            joules = 1000.0 + self.burned_joules + (0.0 if counter.still else counter.watts * (now_s - self.started_s))
             device = ",".join(label for label in labels.split(",") if label.startswith(("collector", "device")))
             lines += [
                 f"joulewatch_{counter.scope}_energy_joules_total{{{labels}}} {joules!r}",

@@ -16,26 +16,33 @@ import pytest
 from joulewatch_harness import cli
 from joulewatch_harness.metering.ci_report import code
 from joulewatch_harness.storage.journal import list_runs
-from support.counting_exporter import CountingExporter
+from support.counting_exporter import Counter, CountingExporter
 from support.require import require_program
 
-COMMAND = ("--", "sh", "bench.sh")
-"""It sleeps: the emulated power is constant, and the time does not depend on the load of the machine."""
+COMMAND = ("--", sys.executable, "-S", "bench.py")
+BENCH = """
+import os, time, urllib.request
+print("mine", flush=True)
+time.sleep(0.3)
+urllib.request.urlopen(os.environ["JOULEWATCH_EXPORTER"] + "/burn?{}").read()
+time.sleep(0.3)
+"""
+"""Its energy does not depend on its time, and so not on the load of the machine."""
 
 
 def git(*words: str) -> str:
     return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
 
 
-def commit(seconds: float) -> None:
-    Path("bench.sh").write_text(f"echo mine; sleep {seconds}\n")
-    git("add", "bench.sh")
-    git("commit", "--quiet", "--allow-empty", "--message", f"{seconds} s")
+def commit(joules: int) -> None:
+    Path("bench.py").write_text(BENCH.format(joules))
+    git("add", "bench.py")
+    git("commit", "--quiet", "--allow-empty", "--message", f"{joules} J")
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository whose branch ``main`` takes 0.1 s and whose HEAD takes 0.5 s, at 100 W."""
+    """A repository whose branch ``main`` needs 100 J and whose HEAD needs 1000 J."""
     require_program("git", "git")
     folder = tmp_path / "repository"
     folder.mkdir()
@@ -50,10 +57,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         monkeypatch.setenv(f"GIT_{role}_NAME", "me")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "me@localhost")
     git("init", "--quiet", "--initial-branch=main")
-    commit(0.1)
+    commit(100)
     git("checkout", "--quiet", "-b", "slower")
-    commit(0.5)
-    with CountingExporter() as server:
+    commit(1000)
+    with CountingExporter([Counter(watts=1.0)]) as server:
         monkeypatch.setenv("JOULEWATCH_EXPORTER", server.url)
         yield folder
     assert list(temporary.iterdir()) == []
@@ -149,7 +156,7 @@ def test_the_build_runs_in_each_worktree_and_in_the_same_folder(
         (["--base", "main", "--build", "exit 7", *COMMAND], 1, "--build 'exit 7', base: failed with exit code 7"),
         (["--base", "main", "--", "false"], 1, "the command, base: failed with exit code 1"),
         (["--base", "main", "--", "./nothing"], 1, "the command, base: ./nothing: No such file"),
-        (["--base", "main", "--", "sh", "-c", "grep -q 0.1 bench.sh"], 1, "the command, head: failed with exit"),
+        (["--base", "main", "--", "sh", "-c", "! grep 1000 bench.py"], 1, "the command, head: failed with exit"),
     ],
 )
 def test_each_fault_is_one_line(
@@ -165,10 +172,10 @@ def test_each_fault_is_one_line(
 
 def test_uncommitted_changes(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("untracked").touch()
-    Path("bench.sh").write_text("")
+    Path("bench.py").write_text("")
     assert ci("--base", "main", *COMMAND) == 2
-    assert "uncommitted changes in bench.sh: commit or stash them" in capfd.readouterr().err
-    git("checkout", "--quiet", "bench.sh")
+    assert "uncommitted changes in bench.py: commit or stash them" in capfd.readouterr().err
+    git("checkout", "--quiet", "bench.py")
 
 
 def test_outside_a_repository_and_without_git(
