@@ -511,6 +511,8 @@ on hardware. The truth is the energy between the return of begin and the call of
   journal. History and node_exporter are scraped every 1 s; the range of `increase()` is the window.
 - Begin and end are medians. End includes reading the result. Open is the time until the first window has ended;
   joulewatch's library needs the exporter too. node_exporter was scraped every 1 s, the exporter was not.
+- Zeus finds a wrap 0.1 to 1 s later, so errors of 1,024 J are also in windows that follow a wrap; on hardware they are
+  as rare as wraps. perun starts a process for each window.
 - Only joulewatch states an uncertainty. It covers the sampling; the counter of the emulated machine has no error.
 """
 
