@@ -1,10 +1,10 @@
-"""Renders scans and self-metrics as Prometheus text or OpenMetrics; only this module imports prometheus_client.
+"""Renders scans and self-metrics as Prometheus text or OpenMetrics.
 
 Why not prometheus_client for everything: it sorts, escapes and formats the labels of every sample in every scrape
 (63 ms per 10,000 series), while on a node only three values per sensor change between scrapes. So the samples of
 sensors are rendered here: the text before a value is escaped once and cached until sensors come or go, and blocks in
-which nothing has changed are cached as they are. prometheus_client chooses the format and renders the ``process_*`` and
-``python_info`` metrics. A test renders the same scans with prometheus_client and compares the results.
+which nothing has changed are cached as they are. prometheus_client only chooses the format. A test renders the same
+scans with prometheus_client and compares the results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
-from prometheus_client.exposition import generate_latest as generate_text
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.catalog import Metric
@@ -30,6 +27,7 @@ from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.server.process_metrics import ProcessMetrics
 from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 
 logger = logging.getLogger(__name__)
@@ -193,11 +191,7 @@ class Exposition:
             (catalog.EXPORTER_INFO, f"{series(catalog.EXPORTER_INFO, labels)}1.0\n".encode()),
             (catalog.EXPORTER_START, f"{series(catalog.EXPORTER_START, ())}{start_s!r}\n".encode()),
         )
-        self._registry: CollectorRegistry | None = None
-        if self_metrics:
-            self._registry = CollectorRegistry(auto_describe=False)
-            ProcessCollector(registry=self._registry)
-            PlatformCollector(registry=self._registry)
+        self._process = ProcessMetrics() if self_metrics else None
 
     def render(
         self,
@@ -227,10 +221,10 @@ class Exposition:
         if refused := self._refused():
             parts.append(_head(catalog.EXPORTER_REFUSED, format_))
             parts += [f"{_of_limit(limit)}{float(count)!r}\n".encode() for limit, count in refused.items()]
-        if self._registry is not None:
+        if self._process is not None:
             # Last, so that the process metrics include the cost of this scrape.
-            parts.append((generate_openmetrics if format_ == "openmetrics" else generate_text)(self._registry))
-        elif format_ == "openmetrics":
+            parts.append(self._process.render(format_))
+        if format_ == "openmetrics":
             parts.append(_EOF)
         return b"".join(parts)
 

@@ -1,0 +1,67 @@
+"""The metrics of the exporter's own process, as prometheus_client names and describes them.
+
+prometheus_client takes 0.13 ms for these seven lines, four times as long as the rendering of 20 sensors takes; here
+it is 0.02 ms. And it lists all open descriptors, of which there is one for each sensor's file: 0.4 ms for 1,000. From
+6.2 on, Linux reports their number as the size of the directory, in 3 µs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Final, Literal
+
+_METRICS: Final = (
+    ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("process_open_fds", "gauge", "Number of open file descriptors."),
+    ("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+)
+_FDS: Final = "/proc/self/fd"
+
+
+class ProcessMetrics:
+    """Renders the metrics of this process and of its Python."""
+
+    def __init__(self) -> None:
+        self._ticks = os.sysconf("SC_CLK_TCK")
+        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
+        lines = Path("/proc/stat").read_text().splitlines()
+        self._boot_s = next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
+        major, minor, patch = platform.python_version_tuple()
+        labels = {
+            "implementation": platform.python_implementation(),
+            "major": major,
+            "minor": minor,
+            "patchlevel": patch,
+            "version": platform.python_version(),
+        }
+        text = ",".join(f'{name}="{value}"' for name, value in labels.items())
+        self._python = (
+            f"# HELP python_info Python platform information\n# TYPE python_info gauge\npython_info{{{text}}} 1.0\n"
+        )
+
+    def render(self, format_: Literal["text", "openmetrics"]) -> bytes:
+        """Return the lines, without the end of the exposition."""
+        lines = []
+        for (name, kind, text), value in zip(_METRICS, self._values(), strict=True):
+            family = name.removesuffix("_total") if format_ == "openmetrics" else name
+            lines.append(f"# HELP {family} {text}\n# TYPE {family} {kind}\n{name} {value!r}\n")
+        return "".join([*lines, self._python]).encode()
+
+    def _values(self) -> tuple[float, ...]:
+        with open("/proc/self/stat", "rb", buffering=0) as file:
+            fields = file.read().rpartition(b")")[2].split()
+        user, system, started, virtual, pages = (float(fields[index]) for index in (11, 12, 19, 20, 21))
+        return (
+            virtual,
+            pages * self._page_bytes,
+            self._boot_s + started / self._ticks,
+            user / self._ticks + system / self._ticks,
+            float(os.stat(_FDS).st_size or len(os.listdir(_FDS))),  # noqa: PTH116, PTH208 (pathlib takes twice as long)
+            float(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        )
