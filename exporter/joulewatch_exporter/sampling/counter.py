@@ -341,28 +341,28 @@ class PowerIntegrator:
             self.rejected += 1
             self.events += 1
             return False
-        if self._read_at_ns is not None:
-            span_ns = read_at_ns - self._read_at_ns
+        last_ns = self._read_at_ns
+        if last_ns is not None:
+            span_ns = read_at_ns - last_ns
             if span_ns <= 0:
                 return True
             if span_ns > self.max_gap_ns:
                 self.unmeasured_s += span_ns / NS_PER_S
                 self.events += 1
             else:
-                self._add((self._power_watts + power_watts) * span_ns / (2 * NS_PER_S))
+                joules = (self._power_watts + power_watts) * span_ns / (2 * NS_PER_S)
+                # Neumaier's compensated sum: the error of 1e9 steps of 1 J is one rounding, not 1e9 roundings.
+                before = self._sum_joules
+                total = self._sum_joules = before + joules
+                self._compensation_joules += (
+                    (before - total) + joules if before >= joules else (joules - total) + before
+                )
+                total += self._compensation_joules
+                if total > self.total_joules:
+                    self.total_joules = total
         self._read_at_ns = read_at_ns
         self._power_watts = power_watts
         return True
-
-    def _add(self, joules: float) -> None:
-        # Neumaier's compensated sum: the error of 1e9 steps of 1 J is one rounding, not 1e9 roundings.
-        total = self._sum_joules + joules
-        if self._sum_joules >= joules:
-            self._compensation_joules += (self._sum_joules - total) + joules
-        else:
-            self._compensation_joules += (joules - total) + self._sum_joules
-        self._sum_joules = total
-        self.total_joules = max(self.total_joules, total + self._compensation_joules)
 
 
 class PowerFromEnergy:

@@ -78,13 +78,10 @@ class QuantityState:
 
     def take(self, reading: Reading) -> bool:
         """Process one reading; return False if it is a suspect, and the energy still that of the last good reading."""
-        if reading.energy_joules is not None:
-            good = self._take_energy(reading.read_at_ns, reading.energy_joules, reading.power_watts)
-        elif reading.power_watts is not None:
-            good = self._take_power(reading.read_at_ns, reading.power_watts)
-        else:
-            return False
-        return good
+        _, read_at_ns, energy_joules, power_watts = reading
+        if energy_joules is not None:
+            return self._take_energy(read_at_ns, energy_joules, power_watts)
+        return power_watts is not None and self._take_power(read_at_ns, power_watts)
 
     def _take_energy(self, read_at_ns: int, position_joules: float, power_watts: float | None) -> bool:
         counter = self.counter
