@@ -4,10 +4,12 @@ sensors, compared with prometheus-node-exporter (rapl and hwmon only) on the sam
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,32 +53,55 @@ def write_procfs(procfs: Path) -> None:
     (procfs / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
 
 
-def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
-    """Measure the latency of back-to-back scrapes, then CPU time at one scrape per second."""
-    address = urlsplit(url).netloc
-    connection = http.client.HTTPConnection(address, timeout=10)
-    spans_ms, size = [], 0
-    for _ in range(SCRAPES):
+def processor_ms(pid: int) -> float:
+    """Return the processor time of a process and its threads so far; the scheduler counts it in nanoseconds."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in threads) / 1e6
+
+
+def measure(servers: Mapping[str, Server], idle_scrapes: int) -> dict[str, dict[str, float]]:
+    """Measure back-to-back scrapes, then processor time at one scrape per second, of all exporters in turns.
+
+    They are scraped one after the other, in alternating order, so other load on the machine meets all of them alike.
+    """
+    pids = {name: server.process.pid for name, server in servers.items() if server.process is not None}
+    connections = {
+        name: http.client.HTTPConnection(urlsplit(server.ready_url).netloc, timeout=10)
+        for name, server in servers.items()
+    }
+    sizes: dict[str, int] = {}
+
+    def scrape(name: str) -> float:
         start = time.perf_counter()
-        connection.request("GET", "/metrics")
-        size = len(connection.getresponse().read())
-        spans_ms.append((time.perf_counter() - start) * 1e3)
-    before, start = Resources.of(pid), time.monotonic()
+        connections[name].request("GET", "/metrics")
+        sizes[name] = len(connections[name].getresponse().read())
+        return (time.perf_counter() - start) * 1e3
+
+    spans_ms: dict[str, list[float]] = {name: [] for name in servers}
+    before = {name: processor_ms(pid) for name, pid in pids.items()}
+    for turn in range(SCRAPES):
+        for name in list(servers) if turn % 2 else reversed(list(servers)):
+            spans_ms[name].append(scrape(name))
+    busy_ms = {name: (processor_ms(pid) - before[name]) / SCRAPES for name, pid in pids.items()}
+    before, start = {name: processor_ms(pid) for name, pid in pids.items()}, time.monotonic()
     for tick in range(idle_scrapes):
         time.sleep(max(0.0, start + tick + 1 - time.monotonic()))
-        connection.request("GET", "/metrics")
-        connection.getresponse().read()
-    after = Resources.of(pid)
-    cpu_percent = 100 * (after.cpu_s - before.cpu_s) / (time.monotonic() - start)
-    connection.close()
-    ordered = sorted(spans_ms)
-    return {
-        "scrape_median_ms": statistics.median(ordered),
-        "scrape_p99_ms": ordered[int(0.99 * len(ordered))],
-        "cpu_percent_of_a_core_at_1s": cpu_percent,
-        "rss_mebibytes": after.rss_mebibytes,
-        "exposition_bytes": size,
-    }
+        for name in servers:
+            scrape(name)
+    passed_ms = (time.monotonic() - start) * 1e3
+    figures = {}
+    for name, pid in pids.items():
+        connections[name].close()
+        ordered = sorted(spans_ms[name])
+        figures[name] = {
+            "scrape_median_ms": statistics.median(ordered),
+            "scrape_p99_ms": ordered[int(0.99 * len(ordered))],
+            "processor_ms_per_scrape": busy_ms[name],
+            "cpu_percent_of_a_core_at_1s": 100 * (processor_ms(pid) - before[name]) / passed_ms,
+            "rss_mebibytes": Resources.of(pid).rss_mebibytes,
+            "exposition_bytes": sizes[name],
+        }
+    return figures
 
 
 def read_costs_us(sysfs: Path, procfs: Path, folder: Path) -> dict[str, float]:
@@ -142,12 +167,13 @@ def run(quick: bool = False) -> dict[str, Any]:
                     folder,
                     f"http://127.0.0.1:{port}/metrics",
                 )
-            for exporter_name, server in exporters.items():
+            for server in exporters.values():
                 server.start()
-                assert server.process is not None
-                time.sleep(1.5)
-                figures = measure(server.ready_url, server.process.pid, 5 if quick else 20)
+            time.sleep(1.5)
+            measured = measure(exporters, 5 if quick else 20)
+            for server in exporters.values():
                 server.stop()
+            for exporter_name, figures in measured.items():
                 results.append({"sensors": sensors, "exporter": exporter_name, **figures})
                 rows.append(
                     [
@@ -155,12 +181,24 @@ def run(quick: bool = False) -> dict[str, Any]:
                         exporter_name,
                         f"{figures['scrape_median_ms']:.2f}",
                         f"{figures['scrape_p99_ms']:.2f}",
+                        f"{figures['processor_ms_per_scrape']:.2f}",
                         f"{figures['cpu_percent_of_a_core_at_1s']:.2f}",
                         f"{figures['rss_mebibytes']:.1f}",
                     ]
                 )
-    head = ["sensors", "exporter", "scrape median ms", "p99 ms", "CPU % of a core at 1 s", "RSS MiB"]
+    head = [
+        "sensors",
+        "exporter",
+        "scrape median ms",
+        "p99 ms",
+        "CPU ms per scrape",
+        "CPU % of a core at 1 s",
+        "RSS MiB",
+    ]
     table = "# Cost of the exporter\n\n" + host_line(machine) + "\n" + markdown_table(head, rows)
+    table += (
+        f"\nLoad of the machine at the end, 1 min and 5 min: {os.getloadavg()[0]:.1f} and {os.getloadavg()[1]:.1f}.\n"
+    )
     table += "\nOne read of one sensor: " + ", ".join(f"{name} {cost:.1f} µs" for name, cost in costs.items()) + ".\n"
     result = {"machine": machine, "read_cost_us": costs, "scrapes": results}
     write_result("exporter_cost", result, table)
