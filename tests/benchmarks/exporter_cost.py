@@ -54,9 +54,8 @@ def write_procfs(procfs: Path) -> None:
 
 
 def processor_ms(pid: int) -> float:
-    """Return the processor time of a process and its threads so far; the scheduler counts it in nanoseconds."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(file.read_text().split()[0]) for file in threads) / 1e6
+    """Return the processor time of a process so far, with that of threads that have ended."""
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1e6  # clock_getcpuclockid(3), which Python does not have
 
 
 def measure(servers: Mapping[str, Server], idle_scrapes: int) -> dict[str, dict[str, float]]:
