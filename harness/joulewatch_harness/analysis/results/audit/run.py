@@ -12,7 +12,11 @@ from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.sources.history import refresh_s_of
-from joulewatch_harness.records import RunRecord
+from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.records import EdgeCounter, RunRecord
+
+LARGEST_MISSED: Final = 0.2
+"""Share of the edges of a sensor that may be without a refresh of its counter."""
 
 
 def audit_record(record: RunRecord) -> Iterator[Finding]:
@@ -236,6 +240,26 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
                     )
 
 
+def _missed_refreshes(run: MeasuredRun) -> Iterator[Finding]:
+    """Report sensors that were read without a refresh at many edges, although the exporter can wait for refreshes."""
+    edges: dict[SensorId, list[EdgeCounter]] = {}
+    for window in run.record.windows:
+        for edge in (window.start_edge, window.end_edge):
+            for counter in edge.counters if edge is not None else ():
+                edges.setdefault(SensorId.of(counter), []).append(counter)
+    for sensor, counters in edges.items():
+        missed = [counter.no_step for counter in counters if counter.step is None]
+        if LARGEST_MISSED * len(counters) < len(missed) < len(counters):
+            reason = Counter(missed).most_common(1)[0][0] or "read by scrapes"
+            yield Finding(
+                severity="info",
+                reason="refreshes_missed",
+                text=f"{sensor}: {len(missed)} of {len(counters)} edges are without a refresh ({reason}); "
+                "short windows have a larger uncertainty",
+                evidence={"sensor": str(sensor), "missed": len(missed), "edges": len(counters)},
+            )
+
+
 RunCheck = Callable[[MeasuredRun], Iterator[Finding]]
 RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
     _no_sensors,
@@ -245,5 +269,6 @@ RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
     _notices,
     _settle,
     _networks,
+    _missed_refreshes,
 )
 HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)

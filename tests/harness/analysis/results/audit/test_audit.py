@@ -21,7 +21,16 @@ from joulewatch_harness.analysis.results.model import Estimate, IdlePower, RunRe
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.cli import main
-from joulewatch_harness.records import CalibrationRecord, Edge, EdgeClock, ProcessorTime, RunEnd, SensorRecord, Window
+from joulewatch_harness.records import (
+    CalibrationRecord,
+    Edge,
+    EdgeClock,
+    EdgeStep,
+    ProcessorTime,
+    RunEnd,
+    SensorRecord,
+    Window,
+)
 from joulewatch_harness.storage.journal import Journal
 from support.fake_prometheus import URL, FakePrometheus
 from support.runs import window as window_of
@@ -212,6 +221,31 @@ def _() -> tuple[World, Samples]:
 def _() -> tuple[World, Samples]:
     lost = with_edge(lambda edge: dataclasses.replace(edge, counters=(), missing={EXPORTER: "connection refused"}))
     return lost, []
+
+
+@case("refreshes_missed", "info")
+def _() -> tuple[World, Samples]:
+    """The end of each measured window has no refresh: more than a fifth of all edges."""
+    step = EdgeStep(error_s=0.0, before_joules=0.0, first_joules=0.0, span_s=0.0)
+
+    def stepped(edge: Edge | None, reason: str) -> Edge | None:
+        if edge is None:
+            return None
+        counters = tuple(
+            dataclasses.replace(
+                counter,
+                step=None if reason else dataclasses.replace(step, first_joules=counter.energy_joules),
+                no_step=reason,
+            )
+            for counter in edge.counters
+        )
+        return dataclasses.replace(edge, counters=counters)
+
+    def changed(one: Window) -> Window:
+        missed = "the exporter was interrupted for 4 ms"
+        return dataclasses.replace(one, start_edge=stepped(one.start_edge, ""), end_edge=stepped(one.end_edge, missed))
+
+    return with_windows(run(), changed, "measure", "idle")[0], []
 
 
 @case("no_samples", "error")
