@@ -534,9 +534,9 @@ def stored(world: World, samples: Samples, folder: Path, *, prometheus: bool) ->
         yield [str(folder / RUN), f"--prometheus={URL}"]
 
 
-WITHOUT_A_RUN = {"too_few_samples", "source_overlap"}
-"""Reasons of series that a run of joulewatch does not have: power without a counter (below), and other exporters
-(``commands/test_source.py``)."""
+WITHOUT_A_RUN = {"too_few_samples", "source_overlap", "recording_damaged"}
+"""Reasons that need more than a run: power without a counter (below), series of other exporters
+(``commands/test_source.py``), a damaged recording (``storage/test_fuzz.py``)."""
 
 
 CALIBRATION = CalibrationRecord(
