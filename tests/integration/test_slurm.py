@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +71,16 @@ def cluster(tmp_path: Path, prometheus: PrometheusServer) -> Iterator[SlurmClust
 
 
 def energy(job: str, prometheus: PrometheusServer, capsys: pytest.CaptureFixture[str]) -> Any:
-    assert main(["energy", "--slurm-job", job, "--prometheus", prometheus.url, "--format=json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    """Return the energy of a job, once the scrapes after its end are in Prometheus."""
+    documents = []
+
+    def complete() -> bool:
+        code = main(["energy", "--slurm-job", job, "--prometheus", prometheus.url, "--format=json"])
+        documents.append(capsys.readouterr().out)
+        return code == 0
+
+    wait_until(complete, f"the energy of job {job}", limit_s=60)
+    return json.loads(documents[-1])
 
 
 def test_jobs_are_recorded_and_have_the_energy_of_their_node(
@@ -84,6 +91,9 @@ def test_jobs_are_recorded_and_have_the_energy_of_their_node(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    # A job that began before the first scrape has no energy.
+    wait_until(lambda: main(["energy", "--start=-2s", "--prometheus", prometheus.url]) == 0, "scrapes", limit_s=60)
+    capsys.readouterr()
     batch = ("sbatch", "--parsable", "--output=/dev/null")
     job = cluster.run(*batch, "--wrap=sleep 4").strip()
     array = cluster.run(*batch, "--array=1-2", "--wrap=sleep 1").strip()
@@ -91,7 +101,6 @@ def test_jobs_are_recorded_and_have_the_energy_of_their_node(
     wait_until(lambda: not cluster.run("squeue", "--noheader"), "the jobs have ended", limit_s=60)
     states = ("sacct", "--allocations", "--noheader", "--format=State")
     wait_until(lambda: cluster.run(*states).split() == ["COMPLETED"] * 3, "sacct knows the end", limit_s=30)
-    time.sleep(3)  # for a scrape after the end
 
     document = energy(job, prometheus, capsys)
     (allocation,) = document["allocations"]
