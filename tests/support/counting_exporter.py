@@ -33,7 +33,7 @@ class CountingExporter(LoopbackServer):
     """Answers like joulewatch-exporter; ``down`` makes it answer 503."""
 
     def __init__(self, counters: Sequence[Counter] = (Counter(),), nodename: str = "node1") -> None:
-        self.counters = list(counters)
+        self.counters = [dataclasses.replace(counter) for counter in counters]
         self.nodename = nodename
         self.down = False
         self.requests = 0
