@@ -141,7 +141,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(function).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
     try:
-        # The warm-up; if the test opens windows of its own, the only call.
+        # The warm-up. If the test opens the windows itself, this is the only call.
         function(**arguments)
         if MARKER not in names:
             for _ in range(limit.rounds):

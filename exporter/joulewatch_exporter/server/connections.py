@@ -51,7 +51,7 @@ class Connections:
         return len(self._peers)
 
     def admit(self, connection: socket.socket, address: str) -> Peer | None:
-        """Add a new connection, if necessary in place of another, which is shut down; None: there is no room."""
+        """Add a new connection, if necessary in place of another, which is shut down; None: all are in use."""
         now_ns = self._monotonic_ns()
         victim: Peer | None = None
         peer: Peer | None = Peer(connection=connection, address=address, idle_since_ns=now_ns)

@@ -46,7 +46,7 @@ def job_allocations(job: str, program: str = "sacct") -> list[Allocation]:
         program: ``sacct``, for tests.
 
     Raises:
-        ConfigError: The id is not valid, or there is no ``sacct``.
+        ConfigError: The id is not valid, or ``sacct`` is not installed.
         QueryError: ``sacct`` failed, or the job is unknown or has not started.
     """
     if not JOB_ID.fullmatch(job):

@@ -68,7 +68,7 @@ class Child:
             stdout: File descriptor that the command gets as stdout; default: that of this process.
 
         Raises:
-            NotStartedError: There is no such program (127), or it cannot be executed (126).
+            NotStartedError: The program does not exist (127) or cannot be executed (126).
         """
         own_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:

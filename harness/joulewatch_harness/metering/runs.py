@@ -52,7 +52,7 @@ class Result:
 
     @property
     def joules_per_inference(self) -> float | None:
-        """Gross energy per inference; None if there is no number (see ``missing``)."""
+        """Gross energy per inference; None if it is not known (see ``missing``)."""
         return _value(self.energy.gross)
 
     @property
@@ -83,7 +83,7 @@ class Result:
 
     @property
     def missing(self) -> str:
-        """Why there is no energy; empty if there is one."""
+        """Why the energy is not known; empty if it is."""
         return self.energy.missing
 
     @property

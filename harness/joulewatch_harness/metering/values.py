@@ -18,9 +18,9 @@ class Energy:
     seconds: float
     """Length of the window."""
     estimate: Estimate | None = None
-    """The energy with its budget; None: there is no number, see ``missing``."""
+    """The energy with its budget; None: it could not be computed, see ``missing``."""
     missing: str = ""
-    """Why there is no number; empty if there is one."""
+    """Why the energy is not known; empty if it is."""
     reason: str = ""
     """Reason code of ``missing``."""
     methods: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Energy:
 
     @property
     def joules(self) -> float | None:
-        """The energy; None if there is no number, never 0 instead."""
+        """The energy; None if it is not known, never 0 instead."""
         return None if self.estimate is None else self.estimate.value
 
     @property

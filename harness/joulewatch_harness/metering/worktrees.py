@@ -30,7 +30,7 @@ class Repository:
         """Return the repository of the working directory.
 
         Raises:
-            ConfigError: git is not installed, there is no repository, or tracked files have uncommitted changes.
+            ConfigError: git is not installed, this is not a repository, or tracked files have uncommitted changes.
         """
         shown = _git("rev-parse", "--show-toplevel", "--show-prefix")
         if shown.returncode:

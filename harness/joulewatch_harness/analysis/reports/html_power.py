@@ -58,7 +58,7 @@ def power_section(run: ReportedRun, place: Place) -> Markup:
         "the mean power that the results use; thin lines are samples. Times are seconds since the start of the run."
     )
     if not run.lines:
-        text += " There are no samples: the powers are from the readings at the edges."
+        text += " The source has no samples: the powers are from the readings at the edges."
     if len(ordered) > len(windows):
         text += f" Only the first {len(windows)} of {len(ordered)} windows are shown."
     columns: list[Column[Window]] = [

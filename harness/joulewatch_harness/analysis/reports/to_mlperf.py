@@ -61,7 +61,7 @@ def _record(result: RunResult, group: GroupResult) -> dict[str, Any]:
     """Return the record of one result.
 
     Raises:
-        _NotExpressibleError: There is no such record.
+        _NotExpressibleError: The schema has no record for this result.
     """
     method, energies = _of_one_interface(group)
     totals = [total for energy in energies if (total := totals_of(result.record, energy)) is not None]

@@ -38,9 +38,9 @@ class Check:
     unit: str
     outcome: Outcome
     estimate: Estimate | None = None
-    """The result, with the interval that decides; None: there is no number."""
+    """The result, with the interval that decides; None: the energy is not known."""
     missing: str = ""
-    """Why there is no number or no interval."""
+    """Why the energy or its interval is not known."""
     coverage: float = COVERAGE
     comparisons: int = 1
     repeats: str = "rounds"

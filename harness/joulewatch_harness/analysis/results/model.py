@@ -111,7 +111,7 @@ class EnergyResult:
     net: Estimate | None
     idle: IdlePower | None
     missing: str
-    """Why there is no number; empty if there is one."""
+    """Why the energy is not known; empty if it is."""
     windows: tuple[int, ...]
     """Indexes of the windows used."""
     sensors: tuple[SensorId, ...]

@@ -99,7 +99,7 @@ def read_mapping(source: str) -> SourceMapping:
     """Return the mapping of an exporter, or of a file.
 
     Raises:
-        ConfigError: There is no such mapping, or it is not valid.
+        ConfigError: The mapping does not exist or is not valid.
     """
     path = shipped().get(source)
     if path is None:

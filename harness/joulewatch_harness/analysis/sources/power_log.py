@@ -97,7 +97,7 @@ def zone_of(text: str) -> datetime.tzinfo | None:
     """Return a time zone by its name or offset; None for an empty text.
 
     Raises:
-        ConfigError: There is no such zone.
+        ConfigError: The time zone does not exist.
     """
     if not text:
         return None
