@@ -142,6 +142,23 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
     return Table(columns, rows).csv()
 
 
+def energy_columns() -> list[Column[Any]]:
+    """Return the columns with the energy of a row and its uncertainty, for CSV; empty if it is not known."""
+
+    def energy(scale: float) -> Callable[[Any], str]:
+        return lambda row: "" if row.joules is None else f"{row.joules * scale:.9g}"
+
+    return [
+        Column("energy_joules", energy(1.0)),
+        Column("energy_kwh", energy(1 / JOULES_PER_KWH)),
+        Column("uncertainty_joules", lambda row: "" if row.joules is None else f"{row.expanded_joules:.4g}"),
+        Column(
+            "uncertainty_covers",
+            lambda row: "" if row.joules is None else "sampling+accuracy" if row.accuracy_known else "sampling",
+        ),
+    ]
+
+
 def render_intervals(rows: Sequence[IntervalEnergy], price: float | None = None) -> str:
     """Return the CSV of intervals: one line per interval, host and component; energies that are not known are empty.
 
@@ -153,29 +170,21 @@ def render_intervals(rows: Sequence[IntervalEnergy], price: float | None = None)
     def local(at_s: float) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(at_s).astimezone()
 
-    def energy(scale: float, text: str) -> Callable[[IntervalEnergy], str]:
-        return lambda row: "" if row.joules is None else f"{row.joules * scale:{text}}"
-
     columns: list[Column[IntervalEnergy]] = [
         Column("start", lambda row: local(row.span.start_s).isoformat(timespec="seconds")),
         Column("end", lambda row: local(row.span.end_s).isoformat(timespec="seconds")),
         Column("time_zone", lambda row: local(row.span.start_s).tzname()),
         Column("host", lambda row: row.host),
         Column("component", lambda row: row.component),
-        Column("energy_joules", energy(1.0, ".9g")),
-        Column("energy_kwh", energy(1 / JOULES_PER_KWH, ".9g")),
-        Column("uncertainty_joules", lambda row: "" if row.joules is None else f"{row.expanded_joules:.4g}"),
-        Column(
-            "uncertainty_covers",
-            lambda row: "" if row.joules is None else "sampling+accuracy" if row.accuracy_known else "sampling",
-        ),
+        *energy_columns(),
         Column("measured_seconds", lambda row: f"{row.measured_s:.3f}"),
         Column("unmeasured_seconds", lambda row: f"{row.unmeasured_s:.3f}"),
         Column("unmeasured_reasons", lambda row: row.reasons),
         Column("methods", lambda row: row.methods),
     ]
     if price is not None:
-        columns.insert(7, Column("cost", energy(price / JOULES_PER_KWH, ".6f")))
+        scale = price / JOULES_PER_KWH
+        columns.insert(7, Column("cost", lambda row: "" if row.joules is None else f"{row.joules * scale:.6f}"))
     return Table(columns, rows).csv()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from joulewatch_harness.analysis.energy.jobs import DEVICES, NODE, NodeEnergy, totals
-from joulewatch_harness.analysis.reports.energy_report import JOULES_PER_KWH
+from joulewatch_harness.analysis.reports.energy_report import JOULES_PER_KWH, energy_columns
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
@@ -99,23 +99,13 @@ def _text_columns() -> list[Column[NodeEnergy]]:
 
 def render_csv(job: str, energies: Sequence[NodeEnergy]) -> str:
     """Return the CSV: one line per node and component; ``devices`` is the sum of a node's components."""
-
-    def joules(scale: float, text: str) -> Any:
-        return lambda one: "" if one.joules is None else f"{one.joules * scale:{text}}"
-
     columns: list[Column[NodeEnergy]] = [
         Column("slurm_job", lambda _: job),
         Column("basis", lambda _: "whole_nodes"),
         Column("node", lambda one: one.node),
         Column("host", lambda one: one.host),
         Column("component", lambda one: one.component),
-        Column("energy_joules", joules(1.0, ".9g")),
-        Column("energy_kwh", joules(1 / JOULES_PER_KWH, ".9g")),
-        Column("uncertainty_joules", lambda one: "" if one.joules is None else f"{one.expanded_joules:.4g}"),
-        Column(
-            "uncertainty_covers",
-            lambda one: "" if one.joules is None else "sampling+accuracy" if one.accuracy_known else "sampling",
-        ),
+        *energy_columns(),
         Column("job_seconds", lambda one: f"{one.duration_s:.0f}"),
         Column("measured_seconds", lambda one: f"{one.measured_s:.3f}"),
         Column("unmeasured_reasons", lambda one: one.reasons),
