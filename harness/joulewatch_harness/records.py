@@ -392,6 +392,23 @@ class ProcessorTime:
     own_s: float
     """By the run itself: the harness, the networks' processes and an exporter that it started."""
     processors: int
+    networks_s: Mapping[str, float] = field(default_factory=dict)
+    """Configuration -> by its processes, of the configurations that were measured in the window; part of ``own_s``.
+    Missing: not known, as in a run of an earlier version."""
+    services_s: float = 0.0
+    """By exporters and Prometheus servers on this machine that the run did not start."""
+    system_s: float = 0.0
+    """By no program: kernel threads, interrupts, steal."""
+
+    @property
+    def measuring_s(self) -> float:
+        """By what measures: the harness, networks that wait for their turn, exporters, Prometheus."""
+        return max(self.own_s - sum(self.networks_s.values()), 0.0) + self.services_s
+
+    @property
+    def others_s(self) -> float:
+        """By programs that have nothing to do with the run; the rest, so it has the rounding errors."""
+        return max(self.busy_s - self.own_s - self.services_s - self.system_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
     from joulewatch_harness.delivery.courier import DeliveryReport
     from joulewatch_harness.records import RunEnd, RunRecord, SensorRecord
+    from joulewatch_harness.runner.processor_time import ProcessorClock
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,6 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
     from joulewatch_harness.runner.edges import EdgeReader
-    from joulewatch_harness.runner.processor_time import ProcessorClock
     from joulewatch_harness.runner.progress import RunProgress, duration
     from joulewatch_harness.runner.provenance import collect
     from joulewatch_harness.runner.recorder import Recorder
@@ -335,13 +335,25 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
                 stop=stop,
                 refresh_s=refresh_s,
                 sensors=prepared.sensors,
-                processors=ProcessorClock(),
+                processors=_processor_clock(prepared),
             ).run()
     finally:
         report = delivery.close(DELIVERY_WAIT_S)
         if prepared.prometheus is not None:
             _report_delivery(report, prepared)
     return end, report
+
+
+def _processor_clock(prepared: Prepared) -> ProcessorClock:
+    """Return the clock that counts the networks, each in its own process or all in this one."""
+    from joulewatch_harness.runner.isolate import IsolatedNetwork
+    from joulewatch_harness.runner.processor_time import ProcessorClock
+
+    if not prepared.plan.isolate:
+        names = [configuration.name for configuration, _ in prepared.networks]
+        return ProcessorClock(in_process=names, exporter=prepared.local_exporter)
+    networks = {item.name: network for item, network in prepared.networks if isinstance(network, IsolatedNetwork)}
+    return ProcessorClock(networks=networks)
 
 
 def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:

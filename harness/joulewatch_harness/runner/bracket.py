@@ -28,7 +28,7 @@ If the work raises an exception, nothing more is read: there is no window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
@@ -81,14 +81,20 @@ class Bracket:
         clock: The harness's clocks.
         edges: Reads the energy counters; None for a window whose energy is not evaluated.
         processors: Reads the processor times; None: they stay unknown.
+        networks: The configurations that are measured in the window.
     """
 
     def __init__(
-        self, clock: Clock, edges: EdgeSource | None = None, processors: ProcessorSource | None = None
+        self,
+        clock: Clock,
+        edges: EdgeSource | None = None,
+        processors: ProcessorSource | None = None,
+        networks: Sequence[str] = (),
     ) -> None:
         self._clock = clock
         self._edges = edges
         self._processors = processors
+        self._networks = networks
         self._start_used: ProcessorReading | None = None
         self._end_used: ProcessorReading | None = None
         self._start_edge: UnparsedEdge | None = None
@@ -152,7 +158,7 @@ class Bracket:
             duration_s=self.duration_s,
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
             clock_step_s=self.clock_step_s,
-            processor_time=used_between(self._start_used, self._end_used, self.duration_s),
+            processor_time=used_between(self._start_used, self._end_used, self.duration_s, self._networks),
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
             start_edge=start_edge,
             end_edge=end_edge,

@@ -30,9 +30,9 @@ class RunContext:
     sensors: Sequence[SensorRecord] = ()
     """The energy sensors of the exporters that ``edges`` reads."""
 
-    def bracket(self) -> Bracket:
-        """Return a bracket that reads the energy counters."""
-        return Bracket(self.clock, self.edges, self.processors)
+    def bracket(self, *networks: str) -> Bracket:
+        """Return a bracket that reads the energy counters, and counts the time of the networks that are measured."""
+        return Bracket(self.clock, self.edges, self.processors, networks)
 
     def bracket_without_edges(self) -> Bracket:
         """Return a bracket for a window whose energy is not evaluated: warm-up, phases."""

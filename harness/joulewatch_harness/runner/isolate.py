@@ -32,7 +32,7 @@ from joulewatch_harness.plan.scenario import Scenario
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runner.drivers import Driver
 from joulewatch_harness.runner.pinning import thread_environment
-from joulewatch_harness.runner.processor_time import process_time_s
+from joulewatch_harness.runner.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class IsolatedNetwork:
         self._cpus = tuple(cpus)
         self._limit_s = time_limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._group = ProcessGroup()
         self._pipe: Connection | None = None
         self._output: IO[bytes] | None = None
         self._relayed_bytes = 0
@@ -90,9 +91,9 @@ class IsolatedNetwork:
         self._ensure_process()
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the facts of the network, with ``isolated`` and the processors that its process may use."""
+        """Return the facts of the network, with ``isolated``, the processors of its process, and how it is counted."""
         facts: Mapping[str, Any] = self._call("describe")
-        return facts
+        return {**facts, "counted_by": self._group.kind, "cgroup": self._group.path}
 
     def load(self) -> None:
         """Load the network.
@@ -153,8 +154,8 @@ class IsolatedNetwork:
         return None if self._process is None else self._process.pid
 
     def cpu_time_s(self) -> float | None:
-        """Return the processor time of the process so far; None without one."""
-        return None if self._process is None else process_time_s(self._process.pid)
+        """Return the processor time of the process and of all that it started, so far; None without a process."""
+        return None if self._process is None else self._group.time_s()
 
     def begin(self, seed: str) -> None:
         """Begin a span of calls in the process's driver."""
@@ -188,6 +189,7 @@ class IsolatedNetwork:
                     break
                 except subprocess.TimeoutExpired:
                     logger.warning("%s: process %d does not end", self._configuration.name, process.pid)
+        self._group.remove()
         self._relay_output()
         if self._output is not None:
             self._output.close()
@@ -241,6 +243,7 @@ class IsolatedNetwork:
             try:
                 limit_s = max(START_LIMIT_S, self._limit_s)
                 self._optional_methods = self._exchange("open", self._configuration, limit_s=limit_s)
+                self._group.started()
             except BaseException:
                 self.end()
                 raise
@@ -250,6 +253,7 @@ class IsolatedNetwork:
         self._output = tempfile.TemporaryFile(prefix="joulewatch-")  # noqa: SIM115  # closed by end()
         self._relayed_bytes = 0
         command = [
+            *self._group.command_prefix(),
             # -u: the output of a call is complete when the call returns, and when the process is killed.
             *(sys.executable, "-u", "-P", "-c", _CODE),
             *(str(other_end.fileno()), str(os.getpid()), ",".join(map(str, self._cpus))),
@@ -270,6 +274,7 @@ class IsolatedNetwork:
         except OSError as error:
             own_end.close()
             raise NetworkError(f"{self._configuration.name}: cannot start a process: {error.strerror}") from error
+        self._group.add(self._process.pid)
         self._pipe = Connection(own_end.detach())
 
     def _kill(self) -> None:

@@ -41,6 +41,8 @@ class Prepared:
     """URL and name of each exporter."""
     exporters: tuple[ExporterRecord, ...]
     sensors: tuple[SensorRecord, ...]
+    local_exporter: int | None = None
+    """Process id of the exporter that the run started."""
 
 
 def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.ExitStack) -> Prepared:
@@ -60,6 +62,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
     folder = Path(plan.output) / run_id
     stack.enter_context(run_folder(folder))
     targets: list[tuple[str, str | None]] = [(item.url, item.name or None) for item in plan.exporters]
+    local = None
     if not targets and prometheus is None:
         local = LocalExporter(folder, plan.exporter_flags)
         stack.enter_context(local)
@@ -79,6 +82,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
         targets=tuple(targets),
         exporters=exporters,
         sensors=sensors,
+        local_exporter=None if local is None else local.pid,
     )
 
 
