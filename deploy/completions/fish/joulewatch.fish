@@ -286,6 +286,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using import' -l energy -x -d 'or c
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l unit -x -d 'W, mW, uW, kW, or J, mJ, uJ, Wh, kWh (default: that of the format; of CSV, W or J)'
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l timezone -x -d 'zone of times without one: Europe/Zurich, UTC, +01:00'
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l clock-offset -x -d 'added to the times of the log (default: 0)'
+complete -c joulewatch -n '_shtab_joulewatch_using import' -l align-by-load -d 'estimate that offset: the power must be high in the windows of the run or of LoadGen'
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l accuracy -x -d 'accuracy of the meter, such as 1% (default: unknown)'
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l name -x -d 'name of the meter in results (default: the name of the log)'
 complete -c joulewatch -n '_shtab_joulewatch_using import' -l scope -xka "device node" -d 'what the meter measures: one device, or the whole machine (default: that of the format; of CSV, node)'

@@ -38,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     log.add_argument(
         "--timezone", metavar="ZONE", default="", help="zone of times without one: Europe/Zurich, UTC, +01:00"
     )
-    log.add_argument(
+    clock = log.add_mutually_exclusive_group()
+    clock.add_argument(
         "--clock-offset",
         metavar="SECONDS",
         type=number(),
         default=0.0,
         help="added to the times of the log (default: 0)",
+    )
+    clock.add_argument(
+        "--align-by-load",
+        action="store_true",
+        help="estimate that offset: the power must be high in the windows of the run or of LoadGen",
     )
     log.add_argument("--accuracy", metavar="SHARE", help="accuracy of the meter, such as 1%% (default: unknown)")
     log.add_argument("--name", metavar="NAME", help="name of the meter in results (default: the name of the log)")
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, QueryError, RecordError: Bad arguments, a log that is not valid, or an unknown run.
     """
+    from joulewatch_harness.analysis.sources.log_clock import load_offset
     from joulewatch_harness.analysis.sources.log_formats import moved, read_log
     from joulewatch_harness.analysis.sources.log_import import Import, write_import
     from joulewatch_harness.analysis.sources.log_windows import read_windows
@@ -76,8 +83,6 @@ def run(args: argparse.Namespace) -> int:
     if args.power or args.energy:
         form = LogFormat(time=args.time, power=args.power, energy=args.energy, unit=args.unit, timezone=args.timezone)
     read = read_log(args.log, form, unit=args.unit, timezone=args.timezone)
-    if args.clock_offset:
-        read = replace(read, logs=tuple(moved(log, args.clock_offset) for log in read.logs))
     path = Path(args.windows) if args.windows else None
     windows: list[NamedWindow] = []
     is_loadgen, record = False, None
@@ -85,6 +90,22 @@ def run(args: argparse.Namespace) -> int:
         windows, is_loadgen = read_windows(path, args.timezone)
     elif path is not None:
         record = _run(args)
+    offset_s, clock_error_s = args.clock_offset, 0.0
+    if args.align_by_load:
+        if not (is_loadgen or record):
+            raise ConfigError(
+                "--align-by-load: needs the windows of another clock: --windows with a run or LoadGen's log"
+            )
+        busy = [window for window in record.windows if window.kind != "idle"] if record is not None else windows
+        found = load_offset(args.log, read.logs[0], [(window.start_s, window.end_s) for window in busy])
+        offset_s, clock_error_s = found.seconds, found.half_width_s
+        print(  # noqa: T201
+            f"clock offset: {offset_s:.3f} ± {clock_error_s:.3f} s, from {found.edges} starts and ends of the load, "
+            f"which explains {100 * found.explained:.0f} % of the variance of the power",
+            file=sys.stderr,
+        )
+    if offset_s:
+        read = replace(read, logs=tuple(moved(log, offset_s) for log in read.logs))
     imported = Import(
         path=args.log,
         read=read,
@@ -92,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
         scope=args.scope or ("node" if read.component == "node" else "device"),
         accuracy=accuracy,
         windows=windows,
-        same_clock=not is_loadgen,
+        same_clock=args.align_by_load or not (is_loadgen or record),
+        clock_error_s=clock_error_s,
         run=record,
         command=("joulewatch", *sys.argv[1:]),
     )

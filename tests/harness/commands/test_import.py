@@ -87,9 +87,8 @@ def test_mlperf_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert row["energy"]["covers"] == ["sampling"]
 
 
-def test_the_windows_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The recording has the run's configurations and windows, with the energy of the meter."""
-    log, watts = ptdaemon(tmp_path)
+def write_run(folder: Path, windows: list[tuple[str, float, float]]) -> str:
+    """Write the journal of a run with windows of 100 inferences; return its name."""
     network = Configuration(name="net/python/fp32", network="net", runtime="python", precision="fp32")
     header = RunHeader(
         run="20261128T100000Z-abcdef",
@@ -103,21 +102,48 @@ def test_the_windows_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         sensors=(),
         provenance={"host": "node1"},
     )
-    with Journal.create(tmp_path / "runs", header) as journal:
+    with Journal.create(folder / "runs", header) as journal:
         journal.append(network)
-        for index, kind in enumerate(("idle", "measure")):
-            times = {"start_s": T0 + 10.0 + 20 * index, "end_s": T0 + 20.0 + 20 * index, "duration_s": 10.0}
+        for index, (kind, start_s, end_s) in enumerate(windows):
+            times = {"start_s": T0 + start_s, "end_s": T0 + end_s, "duration_s": end_s - start_s}
             work = {"configuration": network.name, "batch_size": 4, "batches": 25, "inferences": 100}
             fields: dict[str, Any] = {"run": header.run, "index": index, "kind": kind, "clock_error_s": 0.0}
-            journal.append(Window(**fields, **times, **(work if index else {})))
-        journal.append(RunEnd(ended_at_s=T0 + 45, status="complete"))
+            journal.append(Window(**fields, **times, **(work if kind == "measure" else {})))
+        journal.append(RunEnd(ended_at_s=T0 + windows[-1][2], status="complete"))
+    return header.run
+
+
+def test_the_windows_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recording has the run's configurations and windows, with the energy of the meter."""
+    log, watts = ptdaemon(tmp_path)
+    run = write_run(tmp_path, [("idle", 10.0, 20.0), ("measure", 30.0, 40.0)])
     out = tmp_path / "a.sqlite"
-    words = [f"--windows={header.run}", f"--output={tmp_path / 'runs'}", f"--out={out}", "--timezone=UTC"]
+    words = [f"--windows={run}", f"--output={tmp_path / 'runs'}", f"--out={out}", "--timezone=UTC"]
     assert main(["import", str(log), *words]) == 0
     result = json_of(capsys, "analyze", str(out))
     (group,) = result["results"]
     assert group["batch_size"] == 4
     assert group["energy"]["nodes"][0]["gross"]["value"] == pytest.approx(trapezoid(watts, 300, 400) / 100, rel=1e-6)
+
+
+def test_a_run_is_aligned_by_its_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clock of the meter is 41 s behind; its offset is a part of the uncertainty, so no finding is left."""
+    run = write_run(tmp_path, [("idle", 10.0, 20.0), ("measure", 22.0, 30.0), ("measure", 33.0, 40.0)])
+    rows = ["time,watts"]
+    for tenth in range(600):
+        at_s = tenth / 10
+        rows.append(f"{T0 + at_s - 41:.1f},{90 if 22 <= at_s < 30 or 33 <= at_s < 40 else 50}")
+    log, out = tmp_path / "wall.csv", tmp_path / "a.sqlite"
+    log.write_text("\n".join(rows), encoding="utf-8")
+    words = [f"--windows={run}", f"--output={tmp_path / 'runs'}", f"--out={out}", "--power=watts", "--align-by-load"]
+    assert main(["import", str(log), *words]) == 0
+    assert "clock offset: 41.0" in capsys.readouterr().err
+    result = json_of(capsys, "analyze", str(out))
+    energy = result["results"][0]["energy"]["nodes"][0]["gross"]
+    assert energy["value"] == pytest.approx(90 * 15 / 200, abs=2 * energy["standard_uncertainty"])
+    (clock,) = (item for item in energy["budget"] if item["name"] == "clock")
+    assert "100 ms at either edge" in clock["text"]
+    assert "clock_unknown" not in {finding["reason"] for finding in result["findings"]}
 
 
 WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"
@@ -140,6 +166,7 @@ WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"
         (WALL, (), "the format is not recognized"),
         (WALL, ("--power=watts", "--windows=none.csv"), "none.csv: cannot be read"),
         (WALL, ("--power=watts", "--windows=20260101"), "no run"),
+        (WALL, ("--power=watts", "--align-by-load"), "--align-by-load: needs the windows of another clock"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from joulewatch_harness.analysis.sources.jls import JLS, is_jls, read_jls
 from joulewatch_harness.analysis.sources.power_log import (
     LogFormat,
     PowerLog,
@@ -168,8 +169,8 @@ KNOWN: Final = (
         dates=("%a %b %d %H:%M:%S %Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%y %H:%M:%S"),
     ),
 )
-"""The formats in the order in which they are tried. Of Joulescope's binary JLS files, export CSV."""
-NAMES: Final = (CSV, *(known.name for known in KNOWN), ENERGY_BIN)
+"""The formats in the order in which they are tried."""
+NAMES: Final = (CSV, *(known.name for known in KNOWN), JLS, ENERGY_BIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -197,6 +198,8 @@ def read_log(path: Path, form: LogFormat | None, *, unit: str = "", timezone: st
         return ReadLog(format=CSV, component="node", logs=(read_power_log(path, form),))
     if _is_energy_bin(path):
         return ReadLog(format=ENERGY_BIN, component="node", logs=(_energy_bin(path, unit or "uJ"),))
+    if is_jls(path):
+        return ReadLog(format=JLS, component="node", logs=tuple(read_jls(path, unit)))
     text = read_text(path)
     known = next((known for known in KNOWN if known.mark.search(text, 0, _HEAD)), None)
     if known is None:

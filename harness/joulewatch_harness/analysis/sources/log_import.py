@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,8 @@ class Import:
     accuracy: float | None
     windows: Sequence[NamedWindow] = ()
     same_clock: bool = True
-    """Whether the windows are on the clock of the log."""
+    """Whether the windows are on the clock of the log, to ``clock_error_s``."""
+    clock_error_s: float = 0.0
     run: RunRecord | None = None
     """The run whose windows are used."""
     command: tuple[str, ...] = ()
@@ -133,7 +135,15 @@ def _write_series(writer: RecordingWriter, imported: Import, log: PowerLog) -> N
 def _windows(imported: Import) -> list[Window]:
     """Return the windows of the recording, without edges: nothing of the log was read at them."""
     if imported.run is not None:
-        return [replace(window, start_edge=None, end_edge=None) for window in imported.run.windows]
+        return [
+            replace(
+                window,
+                start_edge=None,
+                end_edge=None,
+                clock_error_s=math.hypot(window.clock_error_s, imported.clock_error_s),
+            )
+            for window in imported.run.windows
+        ]
     repeats: dict[str, int] = {}
     windows = []
     for index, named in enumerate(sorted(imported.windows, key=lambda window: window.start_s)):
@@ -146,7 +156,7 @@ def _windows(imported: Import) -> list[Window]:
                 start_s=named.start_s,
                 end_s=named.end_s,
                 duration_s=named.end_s - named.start_s,
-                clock_error_s=0.0,
+                clock_error_s=imported.clock_error_s,
                 configuration=named.name,
                 batch_size=1,
                 repeat=repeat,
@@ -165,7 +175,8 @@ def _configurations(imported: Import, windows: Sequence[Window]) -> list[Configu
 
 
 def _header(imported: Import, run: str) -> RunHeader:
-    node = imported.name if imported.same_clock and imported.run is None else ""
+    host = imported.name if imported.run is None else imported.run.header.provenance_text("host")
+    node = host if imported.same_clock else ""
     exporter = ExporterRecord(name=imported.name, url="", nodename=node)
     sensors = tuple(map(imported.sensor, imported.read.logs))
     if imported.run is not None:

@@ -91,7 +91,7 @@ def test_every_format_of_the_table_is_tested() -> None:
     assert {known.name for known in KNOWN} == {
         "ptdaemon", "joulescope", "tegrastats", "turbostat", "ipmitool", "nvidia-smi", "pcm"
     }  # fmt: skip
-    assert set(NAMES) == {known.name for known in KNOWN} | {"csv", "energy.bin"}
+    assert set(NAMES) == {known.name for known in KNOWN} | {"csv", "jls", "energy.bin"}
 
 
 def test_nvidia_smi_has_a_log_per_gpu_and_skips_missing_values(tmp_path: Path) -> None:
