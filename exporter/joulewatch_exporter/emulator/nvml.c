@@ -64,6 +64,7 @@ typedef struct {
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* not held while a call hangs */
 static device_t devices[MAX_GPUS];
+static device_t mig_slices[MAX_GPUS * 8]; /* only their addresses are used */
 static int listed, references;
 static char state_path[PATH_MAX];
 
@@ -76,7 +77,7 @@ __attribute__((constructor)) static void find_state(void) {
   }
 }
 
-static int load(state_t *state) {
+static int load_state(state_t *state) {
   int file = open(state_path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return DRIVER_NOT_LOADED;
   ssize_t size = read(file, state, sizeof *state);
@@ -86,6 +87,8 @@ static int load(state_t *state) {
   if (size < (ssize_t)(head + state->gpus * sizeof(gpu_t))) return UNKNOWN;
   return (int)state->code;
 }
+
+static int load_field(device_t *device, field_t *field); /* in nvml_load.c */
 
 static const gpu_t *find(const state_t *state, const char *uuid) {
   for (int i = 0; i < state->gpus; i++)
@@ -100,12 +103,14 @@ static int read_gpu(device_t *device, gpu_t *gpu, int64_t *start_ns) {
   char uuid[sizeof device->uuid];
   for (;;) {
     pthread_mutex_lock(&mutex);
+    const int is_slice = device >= mig_slices && device < mig_slices + sizeof mig_slices / sizeof *mig_slices;
     int code = !references ? UNINITIALIZED
+               : is_slice  ? NOT_SUPPORTED /* a slice has neither power nor energy */
                : device < devices || device >= devices + listed ? INVALID_ARGUMENT
                                                                 : (int)device->lost;
     if (!code) memcpy(uuid, device->uuid, sizeof uuid);
     pthread_mutex_unlock(&mutex);
-    if (code || (code = load(&state))) return code;
+    if (code || (code = load_state(&state))) return code;
     const gpu_t *present = find(&state, uuid);
     if (present && present->hangs) {
       nanosleep(&pause, NULL);
@@ -140,7 +145,7 @@ static int64_t clock_ns(clockid_t clock) {
 int nvmlInitWithFlags(unsigned flags) {
   (void)flags;
   state_t state;
-  const int code = load(&state);
+  const int code = load_state(&state);
   if (code) return code;
   pthread_mutex_lock(&mutex);
   if (!references++) {
@@ -186,7 +191,7 @@ static int text(char *to, unsigned size, const char *from) {
 
 int nvmlSystemGetDriverVersion(char *to, unsigned size) {
   state_t state;
-  const int code = references ? load(&state) : UNINITIALIZED;
+  const int code = references ? load_state(&state) : UNINITIALIZED;
   return code ? code : text(to, size, state.driver);
 }
 int nvmlSystemGetNVMLVersion(char *to, unsigned size) { return text(to, size, "12.emulated"); }
@@ -219,7 +224,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, device_t **device) {
 
 int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, device_t **device) {
   state_t state;
-  const int code = references ? load(&state) : UNINITIALIZED;
+  const int code = references ? load_state(&state) : UNINITIALIZED;
   if (code) return code;
   for (int i = 0; i < listed; i++) {
     const gpu_t *gpu = find(&state, devices[i].uuid);
@@ -273,12 +278,6 @@ int nvmlDeviceGetMaxMigDeviceCount(device_t *device, unsigned *count) {
   *count = gpu.mig > 0 ? 7 : 0;
   return SUCCESS;
 }
-int nvmlDeviceGetMigDeviceHandleByIndex(device_t *device, unsigned index, device_t **slice) {
-  READ_GPU;
-  (void)index, (void)slice;
-  return NOT_FOUND; /* slices report neither power nor energy */
-}
-
 static int power(unsigned *to, int64_t milliwatts) {
   if (milliwatts < 0) return NOT_SUPPORTED;
   *to = (unsigned)milliwatts;
@@ -295,10 +294,6 @@ int nvmlDeviceGetEnforcedPowerLimit(device_t *device, unsigned *milliwatts) {
 int nvmlDeviceGetPowerManagementLimit(device_t *device, unsigned *milliwatts) {
   READ_GPU;
   return power(milliwatts, gpu.limit_mw);
-}
-int nvmlDeviceGetPowerManagementDefaultLimit(device_t *device, unsigned *milliwatts) {
-  READ_GPU;
-  return power(milliwatts, gpu.max_limit_mw);
 }
 int nvmlDeviceGetPowerManagementLimitConstraints(device_t *device, unsigned *least, unsigned *most) {
   READ_GPU;
@@ -360,6 +355,8 @@ int nvmlDeviceGetFieldValues(device_t *device, int count, field_t *fields) {
         f->code = power(&f->value.u, gpu.memory_mw);
       else if (scope > SCOPE_MEMORY)
         f->code = INVALID_ARGUMENT;
+    } else if (f->field != FIELD_POWER_AVERAGE && f->field != FIELD_POWER_INSTANT) {
+      f->code = load_field(device, f);
     }
   }
   return SUCCESS;

@@ -18,15 +18,17 @@ import shutil
 import struct
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.faults import GARBAGE, Fault, check_faults
+from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, pack_loads
 from joulewatch_exporter.emulator.signals import Signal
 from joulewatch_exporter.errors import ConfigError
 
@@ -36,6 +38,10 @@ MAX_GPUS: Final = 32
 
 _NS_PER_S: Final = 1_000_000_000
 _STATE_FILE: Final = "nvml.state"
+_LOAD_FILE: Final = "nvml.load"
+_LOAD_TICK_S: Final = 0.05
+"""Time between two updates of ``nvml.load``, which is large and changes slowly."""
+_SOURCES: Final = ("nvml.c", "nvml_load.c")
 _MAGIC: Final = 0x4C4D564E
 # The layout of nvml.c.
 _HEAD: Final = struct.Struct("=4q80s")
@@ -87,6 +93,8 @@ class GpuSpec:
     """False: like a driver that ignores the scope of a field."""
     mig: bool | None = None
     """Whether MIG is enabled; None: not supported."""
+    load: GpuLoadSpec = field(default_factory=GpuLoadSpec)
+    """Processes, MIG slices, throttling, clocks and other conditions."""
     faults: tuple[Fault, ...] = ()
     """reset: the driver is reloaded and the counter starts at 0; absent: NVML reports that the GPU is lost; vanish: the
     GPU is not listed; hang: calls do not return; denied, glitch, eio: calls end with an error; garbage: power is
@@ -111,6 +119,8 @@ class GpuSpec:
             raise ValueError("limit_watts: must be above 0")
         if self.max_limit_watts is not None:
             check_range("max_limit_watts", self.max_limit_watts, self.limit_watts)
+        if self.load.slices and not self.mig:
+            raise ValueError("load.slices: needs mig: true")
         check_faults(self.faults, GPU_FAULTS)
 
     @property
@@ -168,14 +178,18 @@ class NvmlLibrary:
         self.start_monotonic_ns: int | None = None
         """Monotonic time of t_s = 0: the energy counters advance between two calls of ``advance``. None: they do not,
         so a test knows them to the millijoule."""
+        self.start_unix_s: float | None = None
+        """Unix time of t_s = 0, for the samples of utilisation; None: by the clocks of this machine."""
         self.code = 0
         """Return code of NVML from the next ``advance`` on: 9 no driver, 17 blocked, 18 another driver version."""
         self._gpus = tuple(_Gpu(spec) for spec in specs)
         self._driver = driver_version
         self._proc = directory / "proc" / "driver" / "nvidia"
         self._state = self.path.with_name(_STATE_FILE)
-        self._written = b""
-        self._is_closed = False
+        self._load = self.path.with_name(_LOAD_FILE)
+        self._written: dict[Path, bytes] = {}
+        self._loads = [(spec.uuid, spec.load, spec.max_limit_watts or spec.limit_watts) for spec in specs]
+        self._is_closed = self._has_clock = False
         self._lock = threading.Lock()
         _compile(self.path)
         shutil.rmtree(self._proc, ignore_errors=True)
@@ -193,9 +207,9 @@ class NvmlLibrary:
             start_ns = -1 if self.start_monotonic_ns is None else self.start_monotonic_ns
             head = _HEAD.pack(_MAGIC, len(self._gpus), self.code, start_ns, self._driver.encode())
             state = head + b"".join([gpu.advance(t_s) for gpu in self._gpus])
-            if state != self._written:
-                _put(self._state, state)
-                self._written = state
+            load_s = t_s if self.start_monotonic_ns is None else t_s // _LOAD_TICK_S * _LOAD_TICK_S
+            self._put(self._load, pack_loads(self._loads, load_s, self._start_unix_s(t_s)))
+            self._put(self._state, state)
             self._list_in_procfs(t_s)
 
     def close(self) -> None:
@@ -203,7 +217,20 @@ class NvmlLibrary:
         with self._lock:
             self._is_closed = True
             self._state.unlink(missing_ok=True)
+            self._load.unlink(missing_ok=True)
             shutil.rmtree(self._proc, ignore_errors=True)
+
+    def _start_unix_s(self, t_s: float) -> float:
+        if self.start_unix_s is None or (self.start_monotonic_ns is not None and not self._has_clock):
+            self._has_clock = self.start_monotonic_ns is not None
+            since_s = t_s if self.start_monotonic_ns is None else (time.monotonic_ns() - self.start_monotonic_ns) / 1e9
+            self.start_unix_s = time.time() - since_s
+        return self.start_unix_s
+
+    def _put(self, path: Path, data: bytes) -> None:
+        if data != self._written.get(path):
+            _put(path, data)
+            self._written[path] = data
 
     def _list_in_procfs(self, t_s: float) -> None:
         """Show in procfs which GPUs the driver has bound; the driver does so whether NVML is in use or not."""
@@ -360,7 +387,8 @@ def _put(path: Path, data: bytes) -> None:
 
 def _compile(library: Path) -> None:
     """Compile the library, unless it was compiled from the same source before."""
-    source = (resources.files("joulewatch_exporter.emulator") / "nvml.c").read_bytes()
+    folder = resources.files("joulewatch_exporter.emulator")
+    source = b"".join([(folder / name).read_bytes() for name in _SOURCES])
     digest = hashlib.sha256(source).hexdigest()
     stamp = library.with_name("nvml.sha256")
     if library.is_file() and stamp.is_file() and stamp.read_text() == digest:

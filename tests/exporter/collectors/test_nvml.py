@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from joulewatch_exporter.server.exposition import Exposition
 from support import golden
 from support.clock import FakeClock
 from support.collectors import findings, infos, texts
-from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, sensor_of, shared_library, values
+from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, sensor_of, values
 from support.paths import ROOT
 from support.waiting import wait_until
 
@@ -52,16 +52,9 @@ GOLDEN = ROOT / "tests" / "exporter" / "golden"
 pynvml = importlib.import_module("pynvml")
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared_library(tmp_path_factory.mktemp)
-
-
 @pytest.fixture
-def machine(tmp_path: Path, library: Path) -> Iterator[GpuMachine]:
-    gpus = GpuMachine(tmp_path / "machine", library)
-    yield gpus
-    gpus.close()
+def machine(gpu_machine: GpuMachine) -> GpuMachine:
+    return gpu_machine
 
 
 @pytest.fixture
@@ -838,14 +831,14 @@ def test_a_second_library_is_rejected(machine: GpuMachine, tmp_path: Path) -> No
     other.close()
 
 
-def test_an_emulated_machine_never_reads_the_real_gpus(machine: GpuMachine, library: Path) -> None:
+def test_an_emulated_machine_never_reads_the_real_gpus(machine: GpuMachine, nvml_library: Path) -> None:
     """Its own library is next to its sysfs and needs no configuration."""
     (machine.host.sysfs / EMULATION_MARKER).write_text("test\n")
     (machine.host.dev / "nvidiactl").write_text("")
     with pytest.raises(SensorAbsentError, match="this emulated machine has no NVIDIA GPU"):
         NvmlCollector.open(machine.host, NvmlOptions())
     machine.gpus(H100)
-    (machine.folder / "lib").symlink_to(library.parent)
+    (machine.folder / "lib").symlink_to(nvml_library.parent)
     collector = NvmlCollector.open(machine.host, NvmlOptions())
     assert [sensor.device for sensor in collector.sensors] == [FIRST]
     collector.close()
@@ -1024,7 +1017,7 @@ def test_functions_used_by_other_programs(machine: GpuMachine) -> None:
         with pytest.raises(pynvml.NVMLError_NotFound):
             pynvml.nvmlDeviceGetHandleByUUID("GPU-none")
         with pytest.raises(pynvml.NVMLError_FunctionNotFound):
-            pynvml.nvmlDeviceGetTemperature(handle, 0)
+            pynvml.nvmlDeviceGetFanSpeed(handle)
     finally:
         pynvml.nvmlShutdown()
 
