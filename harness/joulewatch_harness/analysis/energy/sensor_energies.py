@@ -142,9 +142,13 @@ def calibration_notices(rows: Sequence[SensorEnergy]) -> list[Notice]:
 
 def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
     """Return the sum over device sensors; None if one of them has no number, or there are none."""
-    devices = [row.joules for row in rows if row.sensor.scope == "device"]
-    energies = [energy for energy in devices if energy is not None]
-    if not devices or len(energies) < len(devices):
+    return sum_of([row for row in rows if row.sensor.scope == "device"])
+
+
+def sum_of(rows: Sequence[SensorEnergy]) -> Joules | None:
+    """Return the sum over sensors; None if one of them has no number, or there are none."""
+    energies = [energy for row in rows if (energy := row.joules) is not None]
+    if not rows or len(energies) < len(rows):
         return None
     return Joules(
         joules=sum(energy.joules for energy in energies),

@@ -50,7 +50,7 @@ _NOT_OF_THE_TARGET: Final = frozenset(
 )
 
 
-def _matcher(label: str, values: Iterable[str]) -> str:
+def matcher(label: str, values: Iterable[str]) -> str:
     """Return ``label=~"a|b"`` for exactly these values."""
     pattern = "|".join(re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value) for value in values)
     return f"{label}=~{_quoted(pattern)}"
@@ -66,7 +66,7 @@ def run_matchers(match: Mapping[str, str]) -> str:
 
     Annotations arrive by remote write and have no target labels, so a label that is missing matches as well.
     """
-    return ", ".join(_matcher(label, dict.fromkeys((value, ""))) for label, value in match.items())
+    return ", ".join(matcher(label, dict.fromkeys((value, ""))) for label, value in match.items())
 
 
 def _quoted(text: str) -> str:
@@ -191,7 +191,7 @@ class PrometheusSource:
         start_s = (now_s - 400 * _DAY_S) if began_s is None else began_s - 3600
         if start_s >= now_s:
             raise QueryError(f"{self._client.url}: run {run!r} is in the future")
-        names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
+        names = matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
         # There are few annotations, so one query covers all the time since the run's start (a run may be pushed late).
         wanted = selector(names, f"run={_quoted(run)}", self._runs_match)
         samples = self.raw(wanted, start_s, now_s + 1, first_piece_s=now_s + 1 - start_s)
@@ -219,7 +219,7 @@ class PrometheusSource:
         identities = self._identities(whole)
         matchers = self._match
         if exporters is not None:
-            matchers = ", ".join(filter(None, (self._match, _matcher("instance", _instances(identities, exporters)))))
+            matchers = ", ".join(filter(None, (self._match, matcher("instance", _instances(identities, exporters)))))
         margin_s = self._margin_s(whole, matchers)
         merged = merge_spans(spans, margin_s)
         metadata = self._metadata((merged[0][0], merged[-1][1]), matchers)
@@ -230,7 +230,7 @@ class PrometheusSource:
             # Then the times of each nodename are needed as well.
             names.append(catalog.EXPORTER_INFO.name)
             identities = []
-        wanted = selector(_matcher("__name__", names), matchers)
+        wanted = selector(matcher("__name__", names), matchers)
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         for start_s, end_s in merged:
             for series in self.raw(wanted, start_s, end_s):
