@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands import energy_per
 from joulewatch_harness.commands.options import add_format_argument, add_source_argument
 from joulewatch_harness.errors import ConfigError
 
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", metavar="PRICE", type=number(ge=0), help="with --every: price of a kWh, for a column with the cost"
     )
+    energy_per.add_arguments(parser)
     add_format_argument(parser)
     add_source_argument(parser)
     add_prometheus_arguments(parser)
@@ -182,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.reports import energy_report
     from joulewatch_harness.analysis.reports.table import terminal_width
 
+    energy_per.check(args)
     if args.slurm_job is not None:
         return _run_job(args)
     now_s = time.time()
@@ -196,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     span = Span(start_s, end_s)
     if args.every is not None:
         return _run_every(args, source, span)
+    if args.per:
+        return energy_per.run(args, source, span)
     try:
         whole = span.duration_s <= WHOLE_S
         spans = [(start_s, end_s)] if whole else [(start_s, start_s), (end_s, end_s)]
