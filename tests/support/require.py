@@ -5,6 +5,7 @@ With ``JOULEWATCH_REQUIRE_ALL=1`` (CI), a missing program is a failure, so that 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -22,6 +23,16 @@ def require_program(program: str, package: str) -> str:
     if path is not None:
         return path
     text = f"{program} is not installed: apt-get install {package}"
+    if os.environ.get("JOULEWATCH_REQUIRE_ALL") == "1":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+def require_package(name: str) -> None:
+    """Skip the test if a Python package of the test dependencies is missing; a failure as for ``require_program``."""
+    if importlib.util.find_spec(name) is not None:
+        return
+    text = f"the package {name} is not installed: pip install --group test"
     if os.environ.get("JOULEWATCH_REQUIRE_ALL") == "1":
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
