@@ -132,6 +132,47 @@ def test_the_same_machine_by_three_exporters(
     assert [row["energy"]["joules"] for row in alone["sensors"]] == [energies["node_exporter", "package"]["joules"]]
 
 
+def test_a_run_by_node_exporter_alone(
+    tmp_path: Path,
+    emulator: StartEmulator,
+    prometheus_server: StartPrometheus,
+    servers: list[Server],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No exporter of joulewatch: the windows of ``profile`` get their energy from the scrapes of another one."""
+    program = require_program("prometheus-node-exporter", "prometheus-node-exporter")
+    scenario = tmp_path / "machine.yaml"
+    steady = {"package": {"kind": "constant", "watts": 180}}
+    zones = [{**SCENARIO["zones"][0], "wrap_at_s": 12.0}]  # type: ignore[index]
+    scenario.write_text(
+        yaml.safe_dump(
+            {"name": "steady", "refresh_s": 0.01, "signals": steady, "machine": SCENARIO["machine"], "zones": zones}
+        ),
+        encoding="utf-8",
+    )
+    machine = emulator(scenario)
+    address = f"127.0.0.1:{free_port()}"
+    flags = ["--collector.disable-defaults", "--collector.rapl", f"--web.listen-address={address}"]
+    server = Server([program, f"--path.sysfs={machine.sysfs}", *flags], tmp_path, f"http://{address}/")
+    servers.append(server)
+    server.start()
+    prometheus = prometheus_server(scrape_jobs={"node": [(address, {})]}, scrape_interval="250ms")
+    wanted = "count_over_time(node_rapl_package_joules_total[1m]) > 3"
+    with PrometheusClient(PrometheusOptions(prometheus.url)) as client:
+        wait_until(lambda: client.query(wanted, time.time()), "scrapes", limit_s=60)
+    runs = tmp_path / "runs"
+    words = ["--precision=fp32", "--batch-sizes=8", "--preset=quick", "--rounds=3", "--no-isolate", f"--output={runs}"]
+    result = json_of(
+        capsys, "profile", *words, f"--prometheus={prometheus.url}", "--source=node_exporter", "--no-publish"
+    )
+    (group,) = result["results"]
+    assert {sensor["collector"] for sensor in result["sensors"]} == {"node_exporter"}
+    gross, rate = group["energy"]["total"]["gross"], group["throughput"]["value"]
+    assert gross["value"] * rate == pytest.approx(180, abs=max(gross["expanded_uncertainty"] * rate, 0.02 * 180))
+    again = json_of(capsys, "analyze", result["run"]["id"], f"--output={runs}", f"--prometheus={prometheus.url}")
+    assert again["results"][0]["energy"]["total"]["gross"]["value"] == pytest.approx(gross["value"], rel=1e-6)
+
+
 def test_recorded_samples_of_other_exporters(
     tmp_path: Path, prometheus_server: StartPrometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:

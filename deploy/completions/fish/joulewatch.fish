@@ -82,6 +82,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l cpus -x -d 'CPUs 
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l phases -x -d 'inline, separate, off (default: inline)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l idle -x -d 'length of each of the three idle windows'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l exporter -x -d 'exporter to read at edges; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l source -x -d 'exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l exporter.flags -x -d 'flags for the exporter that local mode starts'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l scrape-rate -x -d 'scrapes per second in the recording (default: 10)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'

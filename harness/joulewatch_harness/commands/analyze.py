@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, or an unknown run.
         DeliveryError: ``--publish`` failed; the results are printed before.
     """
-    from joulewatch_harness.analysis.energy.windows import known_sensors
     from joulewatch_harness.analysis.reports import to_codecarbon, to_csv, to_json, to_mlperf, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
@@ -60,9 +59,6 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.results import numbers
     from joulewatch_harness.analysis.results.audit.findings import worst
     from joulewatch_harness.analysis.results.summary import analyze_run
-    from joulewatch_harness.analysis.sources.history import History
-    from joulewatch_harness.analysis.sources.mapping import OWN
-    from joulewatch_harness.analysis.sources.opening import open_sources
 
     options = options_from_args(args)
     if args.publish and options is None:
@@ -71,13 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--carbon needs --format {CODECARBON}")
     if args.figure is not None:
         check_figure_path(args.figure)
-    record, source = find(args.run, args.output, options)
-    if args.source:
-        if source is not None:
-            source.close()
-        source = open_sources(args.source, options, record.header.exporters, known_sensors(record, History(source="")))
-        if OWN not in args.source:
-            record = record.without_exporters
+    record, source = find(args.run, args.output, options, args.source or ())
     with contextlib.ExitStack() as stack:
         if source is not None:
             stack.callback(source.close)

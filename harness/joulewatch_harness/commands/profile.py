@@ -16,7 +16,12 @@ from urllib.parse import urlencode
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
 from joulewatch_harness.clocktime import to_ms
-from joulewatch_harness.commands.options import add_format_argument, network_options, shell_words
+from joulewatch_harness.commands.options import (
+    add_format_argument,
+    add_source_argument,
+    network_options,
+    shell_words,
+)
 from joulewatch_harness.errors import (
     ConfigError,
     JoulewatchError,
@@ -47,6 +52,7 @@ from joulewatch_harness.runner.preflight import Prepared, prepare
 
 if TYPE_CHECKING:
     from joulewatch_harness.analysis.results.model import RunResult
+    from joulewatch_harness.analysis.sources.history import SampleSource
     from joulewatch_harness.clients.options import PrometheusOptions
     from joulewatch_harness.delivery.courier import DeliveryReport
     from joulewatch_harness.records import RunEnd, RunRecord, SensorRecord
@@ -121,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--idle", type=number(), metavar="SECONDS", help="length of each of the three idle windows")
     where = parser.add_argument_group("energy source")
     where.add_argument("--exporter", action="append", metavar="URL", help="exporter to read at edges; repeatable")
+    add_source_argument(where)
     where.add_argument(
         "--exporter.flags",
         dest="exporter_flags",
@@ -196,6 +203,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "idle_s": args.idle,
         "exporters": args.exporter,
         "exporter_flags": args.exporter_flags,
+        "sources": args.source,
         "prometheus": args.prometheus,
         "prometheus_config": None if args.prometheus_config is None else str(args.prometheus_config),
         "pushgateway": args.pushgateway,
@@ -393,10 +401,18 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.analysis.sources.opening import open_recording, open_source
+    from joulewatch_harness.analysis.sources.stored import by_sources
+    from joulewatch_harness.runner.other_exporters import wait_for_samples
     from joulewatch_harness.storage.journal import read_run
 
     record = read_run(prepared.folder)
-    source = open_source(prometheus=prepared.prometheus) if recording is None else open_recording(recording)
+    source: SampleSource | None
+    if prepared.plan.sources:
+        end_s = max((window.end_s for window in record.windows), default=0.0)
+        record, source = by_sources(record, prepared.plan.sources, prepared.prometheus)
+        wait_for_samples(source, end_s, prepared.sensors)
+    else:
+        source = open_source(prometheus=prepared.prometheus) if recording is None else open_recording(recording)
     with contextlib.ExitStack() as stack:
         close = getattr(source, "close", None)
         if callable(close):

@@ -160,6 +160,9 @@ class PlanKeys(Preset):
     exporters: tuple[Annotated[ExporterTarget, short_for("url")], ...] = ()
     exporter_flags: Texts = ()
     """Flags for the exporter that local mode starts."""
+    sources: Texts = ()
+    """Exporters whose series in Prometheus are read: names of mappings, ``joulewatch``, or mapping files; empty:
+    joulewatch's own."""
     prometheus: Text = ""
     prometheus_config: Text = ""
     pushgateway: Text = ""
@@ -206,6 +209,8 @@ class Plan(PlanKeys):
         """Return the plan for the journal: JSON values, including every default."""
         values: dict[str, Any] = encode(self)
         del values["default_batch_sizes"]
+        if not self.sources:
+            del values["sources"]  # so that the fingerprint of a plan without them stays the same
         values["configurations"] = [
             {
                 "name": configuration.name,

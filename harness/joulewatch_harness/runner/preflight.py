@@ -15,6 +15,7 @@ from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, Sto
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.refresh import has_refresh
 from joulewatch_harness.runner.network_checks import check_networks
+from joulewatch_harness.runner.other_exporters import check_sources
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
@@ -46,9 +47,11 @@ class Prepared:
 
 
 def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.ExitStack) -> Prepared:
+    from joulewatch_harness.analysis.sources.mapping import OWN
     from joulewatch_harness.runner.local import LocalExporter
     from joulewatch_harness.storage.journal import new_run_id
 
+    _check_plan_sources(plan, prometheus)
     if prometheus is not None:
         from joulewatch_exporter.catalog import RUN_STATUS
         from joulewatch_harness.clients.prometheus import PING_RETRY_S, PrometheusClient
@@ -67,11 +70,16 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
         local = LocalExporter(folder, plan.exporter_flags)
         stack.enter_context(local)
         targets = [(local.url, None)]
-    elif not targets:
+    elif not targets and (not plan.sources or OWN in plan.sources):
         from joulewatch_exporter.catalog import DEFAULT_PORT
 
         targets = [(f"http://127.0.0.1:{DEFAULT_PORT}", None)]
     exporters, sensors = check_exporters(targets)
+    if others := [name for name in plan.sources if name != OWN]:
+        assert prometheus is not None
+        found, more = check_sources(others, prometheus)
+        # The machines of the run are those of its own exporters, if it has any.
+        exporters, sensors = exporters or found, (*sensors, *more)
     return Prepared(
         plan=plan,
         run=run_id,
@@ -84,6 +92,15 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
         sensors=sensors,
         local_exporter=None if local is None else local.pid,
     )
+
+
+def _check_plan_sources(plan: Plan, prometheus: PrometheusOptions | None) -> None:
+    from joulewatch_harness.analysis.sources.mapping import OWN
+
+    if plan.sources and prometheus is None:
+        raise ConfigError("--source needs --prometheus URL")
+    if plan.sources and plan.exporters and OWN not in plan.sources:
+        raise ConfigError(f"--exporter reads joulewatch's exporter: add --source {OWN}, or leave it out")
 
 
 @contextlib.contextmanager

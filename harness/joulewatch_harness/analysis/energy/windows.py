@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,8 @@ from joulewatch_harness.analysis.energy.from_history import energy_from_counter
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
 from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, WindowEnergy
-from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
+from joulewatch_harness.analysis.sources.history import Health, History, traits_of
+from joulewatch_harness.analysis.sources.known import known_sensors
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
@@ -76,27 +77,6 @@ class MeasuredRun:
 def span_of(window: Window) -> Span:
     """Return the window on the harness's clock; its length is from the monotonic clock."""
     return Span(window.start_s, window.start_s + window.duration_s, window.clock_error_s)
-
-
-def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorRecord]:
-    """Return every energy sensor of the run: from its header, the history and its edges, best description first."""
-    sensors = {SensorId.of(metadata): metadata for metadata in record.header.sensors}
-    for sensor, stored in history.sensors.items():
-        known = sensors.get(sensor)
-        if known is None or (known.refresh_s is None and stored.refresh_s is not None):
-            sensors[sensor] = stored
-        elif known.window_s is None and stored.window_s is not None:
-            sensors[sensor] = replace(known, window_s=stored.window_s)
-        if known is not None:
-            # Of the start of the run, as its journal holds it.
-            calibration = known.calibration or stored.calibration
-            sensors[sensor] = replace(sensors[sensor], calibration=calibration)
-    for window in record.windows:
-        for edge in (window.start_edge, window.end_edge):
-            for counter in edge.counters if edge is not None else ():
-                sensor = SensorId.of(counter)
-                sensors.setdefault(sensor, unknown_sensor(sensor))
-    return dict(sorted(sensors.items()))
 
 
 def _readings_at(edge: Edge | None, steps: Mapping[str, str]) -> Readings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,17 +17,50 @@ if TYPE_CHECKING:
 _SQLITE: Final = b"SQLite format 3\x00"
 
 
-def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
+def find(
+    run: str, output: Path, options: PrometheusOptions | None, names: Sequence[str] = ()
+) -> tuple[RunRecord, SampleSource | None]:
     """Return a run and the source of its samples.
+
+    With ``names`` of ``--source``, or those of the run's plan, the samples are those of these exporters in Prometheus.
 
     The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
     recording if there is one, else from Prometheus; without both, the source is None and the edges in the journal are
     used. A line on stderr reports a Prometheus that is not read.
 
     Raises:
+        ConfigError: A name of ``--source`` is not valid, or there is no Prometheus.
         QueryError: The run is neither on this machine nor in Prometheus.
         RecordError: The journal or recording cannot be read.
     """
+    record, source = _find(run, output, options)
+    names = names or tuple(record.header.plan.get("sources", ()))
+    if not names:
+        return record, source
+    if source is not None:
+        source.close()
+    return by_sources(record, names, options)
+
+
+def by_sources(
+    record: RunRecord, names: Sequence[str], options: PrometheusOptions | None
+) -> tuple[RunRecord, SampleSource]:
+    """Return a run, without its own energies unless ``joulewatch`` is named, and the series of some exporters.
+
+    Raises:
+        ConfigError: A name is not valid, or there is no Prometheus.
+        QueryError: No Prometheus answers.
+    """
+    from joulewatch_harness.analysis.sources.history import History
+    from joulewatch_harness.analysis.sources.known import known_sensors
+    from joulewatch_harness.analysis.sources.mapping import OWN
+    from joulewatch_harness.analysis.sources.opening import open_sources
+
+    source = open_sources(names, options, record.header.exporters, known_sensors(record, History(source="")))
+    return (record if OWN in names else record.without_exporters), source
+
+
+def _find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
     from joulewatch_harness.analysis.sources.opening import open_source
     from joulewatch_harness.analysis.sources.recording import BrokenRecording
     from joulewatch_harness.storage.journal import JOURNAL_NAME, find_run, read_run

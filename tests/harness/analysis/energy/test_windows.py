@@ -13,11 +13,11 @@ from joulewatch_harness.analysis.energy.windows import (
     Measured,
     _power_ranges,
     _why_not,
-    known_sensors,
     measure_run,
     span_of,
 )
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
+from joulewatch_harness.analysis.sources.known import known_sensors
 from joulewatch_harness.analysis.sources.series import SensorId, Series
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import (
