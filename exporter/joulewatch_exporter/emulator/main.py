@@ -22,7 +22,7 @@ from typing import TextIO
 
 import yaml
 
-from joulewatch_exporter.collectors.estimate.collector import read_busy
+from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.emulator import scenario as scenarios
 from joulewatch_exporter.emulator.devices import DeviceThread, Place, Running, exporter_collectors, open_devices
 from joulewatch_exporter.emulator.scenario import Scenario

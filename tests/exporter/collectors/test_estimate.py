@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.estimate.collector import (
     EstimateCollector,
     EstimateOptions,
@@ -13,7 +14,6 @@ from joulewatch_exporter.collectors.estimate.collector import (
     PowerModel,
     microarchitecture,
     power_model,
-    read_busy,
 )
 from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorGlitchError

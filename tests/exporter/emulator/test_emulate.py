@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from joulewatch_exporter.collectors.estimate.collector import read_busy
+from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.emulator.main import builtin_names, run

@@ -16,7 +16,6 @@ Sources: /proc/stat in proc(5); coefficients: see `_COEFFICIENTS_SOURCE`.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from time import monotonic_ns
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
-from joulewatch_exporter.collectors.base.sysfs import read_text, read_text_or
+from joulewatch_exporter.collectors.base.proc_stat import read_busy
+from joulewatch_exporter.collectors.base.sysfs import read_text_or
 from joulewatch_exporter.config.strict import nearest
 from joulewatch_exporter.errors import SensorAbsentError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, Reading, SensorInfo, Timing
@@ -72,7 +72,6 @@ _INTEL_SKYLAKE_SERVER: Final = 85  # Cascade Lake since stepping 5
 
 _ACCURACY: Final = 0.5
 _POLL_S: Final = 1.0
-_STAT_BYTES: Final = 1 << 20
 _NANOSECONDS: Final = 1e9
 
 
@@ -278,33 +277,3 @@ def microarchitecture(cpuinfo: str) -> str | None:
         if family == 0x1A:
             return "EPYC 4th Gen"  # the nearest row, see the comment at the table
     return None
-
-
-_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-
-
-def read_busy(stat_path: str) -> tuple[float, int]:
-    """Read the busy time of all CPUs together.
-
-    Args:
-        stat_path: ``/proc/stat``.
-
-    Returns:
-        Busy seconds (user, nice, system, irq, softirq; user includes guests), summed over all CPUs since boot; and the
-        number of online CPUs.
-
-    Raises:
-        SensorGlitchError: The text is not in the format of /proc/stat.
-        SensorError: The file cannot be read.
-    """
-    text = read_text(stat_path, _STAT_BYTES)
-    head, _, _ = text.partition("\n")
-    fields = head.split()
-    n_cpus = text.count("\ncpu")
-    try:
-        if fields[0] != "cpu" or n_cpus == 0:
-            raise ValueError(head)
-        user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[1:8])
-    except (IndexError, ValueError) as error:
-        raise SensorGlitchError(f"{stat_path}: does not begin with CPU times") from error
-    return (user + nice + system + irq + softirq) / _TICKS_PER_SECOND, n_cpus
