@@ -7,6 +7,7 @@ last; they register under the entry point ``joulewatch.collectors``.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -54,22 +55,36 @@ def all_families() -> tuple[type[Collector], ...]:
         ConfigError: A package's family cannot be imported, is not a valid collector, or has a name that is already
             used; the text names the package.
     """
-    families = list(FAMILIES)
-    names = {family.name for family in FAMILIES}
-    for entry in sorted(entry_points(group=ENTRY_POINT), key=lambda entry: entry.name):
+    return (*FAMILIES, *installed_plugins(ENTRY_POINT, "collector", _MEMBERS, {family.name for family in FAMILIES}))
+
+
+def installed_plugins(group: str, noun: str, members: Sequence[str], taken: Collection[str]) -> Iterator[Any]:
+    """Yield the classes that installed packages register under an entry point, in the order of their names.
+
+    Args:
+        group: The entry point.
+        noun: What the classes are, for messages.
+        members: What each class must have.
+        taken: Names of the built-in classes.
+
+    Raises:
+        ConfigError: A class cannot be imported, lacks a member, or has a name that is already used; the text names its
+            package.
+    """
+    names = set(taken)
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         package = entry.dist.name if entry.dist is not None else entry.value
-        where = f"collector {entry.name} of the package {package} ({entry.value})"
+        where = f"{noun} {entry.name} of the package {package} ({entry.value})"
         try:
-            family: Any = entry.load()
+            plugin: Any = entry.load()
         except Exception as error:
             raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
-        missing = [member for member in _MEMBERS if not hasattr(family, member)]
+        missing = [member for member in members if not hasattr(plugin, member)]
         if missing:
-            raise ConfigError(f"{where}: is not a valid collector: missing {', '.join(missing)}")
-        if getattr(family, "name", None) != entry.name or not re.fullmatch(r"[a-z][a-z0-9_]*", entry.name):
+            raise ConfigError(f"{where}: is not a valid {noun}: missing {', '.join(missing)}")
+        if getattr(plugin, "name", None) != entry.name or not re.fullmatch(r"[a-z][a-z0-9_]*", entry.name):
             raise ConfigError(f"{where}: its name must be the lower-case name of its entry point: {entry.name}")
         if entry.name in names:
-            raise ConfigError(f"{where}: a collector of this name already exists")
+            raise ConfigError(f"{where}: a {noun} of this name already exists")
         names.add(entry.name)
-        families.append(family)
-    return tuple(families)
+        yield plugin
