@@ -260,6 +260,15 @@ DEVICE_LIMIT: Final = _exporter(
     SENSOR_LABELS,
     "Power limit that the device enforces; absent if the device reports none.",
 )
+DEVICE_THROTTLED: Final = _exporter(
+    "joulewatch_device_throttled_seconds_total",
+    "counter",
+    "seconds",
+    ("device", "reason"),
+    "Time in which the clocks of the device were reduced, since the exporter first read it. "
+    "reason: power (power limit), thermal, reliability (voltage), board_limit, sync_boost, low_utilisation, "
+    "hardware_thermal or power_brake. Reasons overlap, so do not add them. Absent if the device does not count it.",
+)
 PLAUSIBILITY_RATIO: Final = _exporter(
     "joulewatch_plausibility_ratio",
     "gauge",

@@ -133,6 +133,16 @@ class Reading(NamedTuple):
     """The power that the sensor itself reports, if it does."""
 
 
+class Throttled(NamedTuple):
+    """For how long a device ran slower than it could, for one reason; reasons may overlap."""
+
+    device: str
+    reason: str
+    """``power``, ``thermal``, ``reliability``, ..."""
+    seconds: float
+    """Since the exporter first read it."""
+
+
 class Sensor(Protocol):
     """One device that can fail independently: a RAPL zone, a hwmon channel, a GPU, a card, a BMC.
 
@@ -209,7 +219,11 @@ class Timing:
 
 
 class Collector(Protocol):
-    """One sensor family on this host: opened once, read by one thread, closed once."""
+    """One sensor family on this host: opened once, read by one thread, closed once.
+
+    A family that counts throttled time also has the property ``throttled``: a sequence of `Throttled`, the same object
+    until it changes. It is read in every scan, so it must not read a device.
+    """
 
     name: ClassVar[str]
     Options: ClassVar[type]

@@ -353,6 +353,7 @@ class Family:
             states=tuple(device_states),
             errors=self._errors_shown,
             duration_s=(finished_ns - started_ns) / NS_PER_S,
+            throttled=getattr(self._collector, "throttled", ()),
         )
 
     def _fail(self, entry: _SensorEntry, reason: str, error: Exception) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from joulewatch_exporter.model import SensorInfo
+from joulewatch_exporter.model import SensorInfo, Throttled
 
 Reads = Literal["energy", "power"]
 
@@ -54,6 +55,8 @@ class FamilyScan:
     """Device, reason, and number of reads that failed for this reason."""
     duration_s: float | None
     """Length of the scan; None: it has not finished."""
+    throttled: Sequence[Throttled] = ()
+    """Throttled time of the devices that count it; the previous sequence if unchanged."""
 
     @property
     def up(self) -> tuple[bool, ...]:

@@ -287,6 +287,13 @@ class Exposition:
                     for device, reason, count in scan.errors
                 ]
             ).encode()
+        if scan.throttled:
+            blocks[catalog.DEVICE_THROTTLED.name] = "".join(
+                [
+                    f"{series(catalog.DEVICE_THROTTLED, (device, reason))}{seconds!r}\n"
+                    for device, reason, seconds in scan.throttled
+                ]
+            ).encode()
         if scan.duration_s is not None:
             name = series(catalog.READ_DURATION, (scan.collector,))
             blocks[catalog.READ_DURATION.name] = f"{name}{scan.duration_s!r}\n".encode()

@@ -22,10 +22,12 @@ import pytest
 
 from joulewatch_exporter.collectors.nvml import collector as nvml
 from joulewatch_exporter.collectors.nvml import sensor as nvml_sensor
+from joulewatch_exporter.collectors.nvml import throttling as nvml_throttling
 from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOptions
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary, available
+from joulewatch_exporter.emulator.nvml_load import GpuConditions, GpuLoadSpec
 from joulewatch_exporter.emulator.signals import Constant, CpuLoad, Points, Sine, Square
 from joulewatch_exporter.errors import (
     ConfigError,
@@ -1150,3 +1152,86 @@ def test_compiler_errors_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(ConfigError, match="cannot compile the NVML library: no room"):
         NvmlLibrary((H100,), tmp_path / "machine")
+
+
+# -- throttled time ------------------------------------------------------------------------------------
+
+THROTTLED = GpuLoadSpec(
+    conditions=GpuConditions(throttled={"power": Constant(25.0), "hardware_thermal": Constant(10.0)})
+)
+
+
+def throttled(collector: NvmlCollector) -> dict[tuple[str, str], float]:
+    collector.read_throttling()
+    return {(device, reason): seconds for device, reason, seconds in collector.throttled if seconds}
+
+
+@pytest.mark.parametrize(
+    ("driver_version", "unsupported", "reasons"),
+    [
+        ("570.10", (), {"power", "hardware_thermal"}),
+        ("550.54", (), {"power"}),
+        ("470.82", ("violation_fields",), {"power"}),
+        ("570.10", ("violation_fields", "violations"), set()),
+    ],
+)
+def test_throttled_time(
+    machine: GpuMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    driver_version: str,
+    unsupported: tuple[str, ...],
+    reasons: set[str],
+) -> None:
+    """It is read from the driver's counters, so a scan does not wait for it, and it starts at 0."""
+    monkeypatch.setattr(nvml_throttling, "_SLACK_NS", 10**12)  # the emulated time runs faster than the clock
+    load = replace(THROTTLED, unsupported=unsupported)
+    gpus = machine.gpus(replace(H100, load=load), replace(A100, load=load), driver_version=driver_version)
+    gpus.advance(100.0)
+    collector = machine.collect()
+    assert throttled(collector) == {}
+    assert len(collector.throttled) == (0 if not reasons else 2 * (8 if driver_version == "570.10" else 6))
+    gpus.advance(140.0)
+    expected = {"power": 10.0, "hardware_thermal": 4.0}
+    assert throttled(collector) == pytest.approx(
+        {(device, reason): expected[reason] for device in (FIRST, SECOND) for reason in reasons}
+    )
+
+
+def test_throttled_time_survives_a_restart_of_the_driver_and_impossible_rises(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(H100, load=THROTTLED)
+    gpus = machine.gpus(spec)
+    collector = machine.collect()
+    gpus.advance(2.0)
+    assert throttled(collector) == {(FIRST, "power"): pytest.approx(0.5)}
+    gpus.advance(1.0)  # the driver was reloaded: its counter is 0.25 s
+    assert throttled(collector) == {(FIRST, "power"): pytest.approx(0.75)}
+    gpus.advance(1000.0)
+    assert throttled(collector) == {(FIRST, "power"): pytest.approx(0.75)}, "250 s cannot have passed"
+    monkeypatch.setattr(nvml_throttling, "_SLACK_NS", 10**12)
+    gpus.advance(1004.0)
+    assert throttled(collector) == {(FIRST, "power"): pytest.approx(1.75)}
+
+
+def test_throttled_time_of_a_hanging_gpu_delays_no_other(machine: GpuMachine) -> None:
+    hanging = replace(H100, load=THROTTLED, faults=(fault("hang", 1.0, 2.0),))
+    gpus = machine.gpus(hanging, replace(A100, load=THROTTLED))
+    collector = machine.collect(call_timeout_seconds=0.05)
+    gpus.advance(1.0)
+    assert throttled(collector) == {(SECOND, "power"): pytest.approx(0.25)}
+    assert values(sensor_of(collector, SECOND).read())["total"] == pytest.approx(5200)
+    gpus.advance(3.0)
+    wait_until(lambda: not collector.gpus[FIRST].side.is_hanging)
+    assert throttled(collector)[FIRST, "power"] == pytest.approx(0.75)
+
+
+def test_a_scrape_shows_throttled_time(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, load=THROTTLED))
+    collector = machine.collect()
+    gpus.advance(2.0)
+    collector.read_throttling()
+    text = Exposition(emulated=False, start_s=0.0, self_metrics=False).render([Family(collector).scan()], "text")
+    name = "joulewatch_device_throttled_seconds_total"
+    assert f'{name}{{device="{FIRST}",reason="power"}} 0.5\n'.encode() in text
+    assert f"# TYPE {name} counter\n".encode() in text

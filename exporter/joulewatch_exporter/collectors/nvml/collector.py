@@ -25,13 +25,14 @@ only momentary power (Pascal and older), it is read ten times per second, becaus
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from joulewatch_exporter.collectors.base.sysfs import list_names
 from joulewatch_exporter.collectors.nvml.gpu import Description, describe, plausible_limit
@@ -43,6 +44,7 @@ from joulewatch_exporter.collectors.nvml.library import (
     load_library,
 )
 from joulewatch_exporter.collectors.nvml.sensor import Gate, Gpu, GpuSensor
+from joulewatch_exporter.collectors.nvml.shared import share, withdraw
 from joulewatch_exporter.errors import (
     SensorAbsentError,
     SensorDeniedError,
@@ -50,15 +52,19 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Finding, Host, Sensor, Timing
+from joulewatch_exporter.model import Finding, Host, Sensor, Throttled, Timing
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Status = Literal["found", "absent", "denied", "skipped", "broken"]
 
 PROBE_S: Final = 10.0
 """How often to probe for lost, unresponsive and new GPUs."""
+THROTTLING_S: Final = 2.0
+"""How often the counters of throttled time are read. Not in scrapes: one more call would delay them."""
 FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
 """Pause before NVML is restarted to find a lost GPU; doubled after each restart, up to the longest one."""
@@ -123,6 +129,7 @@ class NvmlCollector:
         self._failed: dict[int, SensorError] = {}
         """GPUs, by NVML's index, that could not be added, and why."""
         self._findings_by_index: dict[int, tuple[Finding, ...]] = {}
+        self._throttled: tuple[Throttled, ...] = ()
         self._driver = "unknown"
         self._list_at_start: object = None
         """The driver's list of GPUs when NVML was started."""
@@ -156,6 +163,16 @@ class NvmlCollector:
         return tuple(findings)
 
     @property
+    def throttled(self) -> Sequence[Throttled]:
+        """How long the clocks of each GPU were lower, by reason; the same object until the next read."""
+        return self._throttled
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """UUIDs of the GPUs that answer."""
+        return [uuid for uuid, gpu in list(self.gpus.items()) if gpu.lost is None]
+
+    @property
     def outdated(self) -> bool:
         """Return False: the family finds new devices itself."""
         return False
@@ -182,6 +199,7 @@ class NvmlCollector:
             if isinstance(error, SensorError) and not isinstance(error, SensorAbsentError | SensorDeniedError):
                 raise SensorAbsentError(str(error)) from error
             raise error
+        share(collector)
         return collector
 
     def settle(self, timeout_s: float) -> None:
@@ -191,10 +209,43 @@ class NvmlCollector:
         """Shut NVML down, unless a call hangs in it, and end the threads."""
         if self._stop.is_set():
             return
+        withdraw(self)
         self._stop.set()
         self._watcher.join(_CLOSE_S)
         for thread in self._threads():
             thread.close()
+
+    def ask(self, device: str, function: Callable[[Any], T], timeout_s: float) -> T:
+        """Return the result of a function of NVML's handle of a GPU: see `shared.SharedNvml`."""
+        reason = self.gate.enter()
+        if reason is not None:
+            raise type(reason)(str(reason))
+        try:
+            gpu = self.gpus.get(device)
+            if gpu is None:
+                raise _NOT_LISTED
+            if gpu.lost is not None:
+                raise type(gpu.lost)(str(gpu.lost))
+            with gpu.side_lock:
+                return gpu.side.call(lambda: function(gpu.handle), timeout_s)
+        finally:
+            self.gate.leave()
+
+    def read_throttling(self) -> None:
+        """Read the counters of throttled time; the watcher thread calls this every ``THROTTLING_S``."""
+        for uuid in self.devices:
+            read = functools.partial(self.gpus[uuid].throttling.read, self.nvml, uuid)
+            with contextlib.suppress(SensorError):  # the sensor of this GPU reports it
+                self.ask(uuid, read, self.call_timeout_s)
+        throttled = tuple(
+            [
+                Throttled(device, reason, seconds)
+                for device in self.devices
+                for reason, seconds in self.gpus[device].throttling.seconds.items()
+            ]
+        )
+        if throttled != self._throttled:
+            self._throttled = throttled
 
     def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
         """Publish the power limit that a GPU enforces now; a new limit requires a new sensor."""
@@ -244,12 +295,18 @@ class NvmlCollector:
             self._start()
             if not self.gpus and not self._unresponsive:
                 raise _no_gpu_error(self.findings)
+            self.read_throttling()
         except Exception as error:
             self._first_error = error
         finally:
             self._ready.set()
-        while not self._stop.wait(PROBE_S):
+        probe_due_s = time.monotonic() + PROBE_S
+        while not self._stop.wait(min(THROTTLING_S, PROBE_S)):
             try:
+                self.read_throttling()
+                if time.monotonic() < probe_due_s:
+                    continue
+                probe_due_s = time.monotonic() + PROBE_S
                 self.probe_again()
             except Exception as error:
                 if not isinstance(error, SensorError):
@@ -334,7 +391,9 @@ class NvmlCollector:
             return self.nvml.call("nvmlDeviceGetCount", subject="NVML")
 
     def _threads(self) -> list[DeadlineThread]:
-        return [gpu.thread for gpu in list(self.gpus.values())] + [thread for _, thread in self._unresponsive]
+        gpus = list(self.gpus.values())
+        own = [thread for gpu in gpus for thread in (gpu.thread, gpu.side)]
+        return own + [thread for _, thread in self._unresponsive]
 
     # -- adding GPUs ----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 from joulewatch_exporter.collectors.nvml.gpu import Channel, Description, number_of, to_readings
 from joulewatch_exporter.collectors.nvml.library import LOST, Nvml
+from joulewatch_exporter.collectors.nvml.throttling import Throttling
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError, SensorTimeoutError
 from joulewatch_exporter.model import Reading
 from joulewatch_exporter.threads import DeadlineThread
@@ -57,6 +58,10 @@ class Gpu:
         self.thread = thread
         self.handle = handle
         self.sensor = sensor
+        self.side = DeadlineThread(f"nvml-side-{sensor.device[-12:]}")
+        """For calls that must not delay the sensor."""
+        self.side_lock = threading.Lock()
+        self.throttling = Throttling()
         self.lost: SensorError | None = None
 
 
