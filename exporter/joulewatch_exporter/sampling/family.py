@@ -354,6 +354,7 @@ class Family:
             errors=self._errors_shown,
             duration_s=(finished_ns - started_ns) / NS_PER_S,
             throttled=getattr(self._collector, "throttled", ()),
+            offset_ns=offset_ns,
         )
 
     def _fail(self, entry: _SensorEntry, reason: str, error: Exception) -> None:

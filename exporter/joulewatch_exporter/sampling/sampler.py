@@ -177,6 +177,12 @@ class Sampler:
                     self._primary_keys = keys
             return self._primary_keys
 
+    def latest(self) -> tuple[FamilyScan, ...]:
+        """Return the last scan of each family, without reading a device."""
+        with self._lock:
+            threads = list(self._threads.values())
+        return tuple(scan for thread in threads if (scan := thread.latest) is not None)
+
     def fresh(
         self, timeout_s: float, only: Collection[str] | None = None, *, is_impatient: bool = False
     ) -> tuple[FamilyScan, ...]:

@@ -57,6 +57,8 @@ class FamilyScan:
     """Length of the scan; None: it has not finished."""
     throttled: Sequence[Throttled] = ()
     """Throttled time of the devices that count it; the previous sequence if unchanged."""
+    offset_ns: int = 0
+    """Wall clock minus monotonic clock at the end of the scan."""
 
     @property
     def up(self) -> tuple[bool, ...]:
