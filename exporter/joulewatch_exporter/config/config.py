@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, nearest, read_yaml
@@ -124,11 +124,63 @@ class FamilySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """The configuration of one usage source."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """auto: used if present; True: an error if missing; False: never used."""
+    options: Any = None
+    """The source's ``Options``; None: its defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributionSettings:
+    """The section ``attribution``: whose joules."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """auto: if a usage source can be read; True: an error if none can; False: never."""
+    max_workloads: int = 100
+    """Number of workloads with series."""
+    min_share: float = 0.005
+    """A workload gets series when it used this share over 30 s."""
+    keep_gone_seconds: float = 300.0
+    """How long the series of a workload that has ended are kept."""
+    depth: Literal["workload", "container"] = "workload"
+    """Whether containers of pods and steps of jobs are workloads as well."""
+    workload_names: Literal["plain", "hash", "auto"] = "auto"
+    """Whether names are published; auto: names of users' units and sessions are hashed on shared machines."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the workloads that may have series; empty: all."""
+    deny: tuple[str, ...] = ()
+    """Patterns of those that may not."""
+    idle_watts: Mapping[str, float] = field(default_factory=dict)
+    """Power without work, by device, or by device and domain (``socket0/dram``); others are measured."""
+    sources: Mapping[str, SourceSettings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is out of range; the text begins with its key.
+        """
+        if not 1 <= self.max_workloads <= 10_000:
+            raise ValueError(f"max_workloads: {self.max_workloads} is not between 1 and 10000")
+        if not 0 < self.min_share < 1:
+            raise ValueError(f"min_share: {self.min_share:g} is not between 0 and 1")
+        if not 0 <= self.keep_gone_seconds <= 86_400:
+            raise ValueError(f"keep_gone_seconds: {self.keep_gone_seconds:g} is not between 0 and 86400")
+        for device, watts in self.idle_watts.items():
+            if not 0 <= watts <= 100_000:
+                raise ValueError(f"idle_watts.{device}: {watts:g} is not between 0 and 100000")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
     exporter: ExporterSettings = field(default_factory=ExporterSettings)
     collectors: Mapping[str, FamilySettings] = field(default_factory=dict)
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -145,12 +197,13 @@ def parse_address(text: str) -> tuple[str, int]:
     return match[1] or match[2] or "", int(match[3])
 
 
-def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Config:
+def load_config(path: Path | None, families: Iterable[type[Collector]], sources: Iterable[Any] = ()) -> Config:
     """Read the configuration file.
 
     Args:
         path: The YAML file; None: all defaults.
         families: The sensor families, whose ``Options`` are the keys below ``collectors.<name>``.
+        sources: The usage sources, whose ``Options`` are the keys below ``attribution.sources.<name>``.
 
     Raises:
         ConfigError: The file cannot be read, is not valid YAML, or has an invalid key or value.
@@ -159,7 +212,7 @@ def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Confi
     data: object = {} if path is None else read_yaml(path)
     source = "the defaults" if path is None else str(path)
     sections = mapping(data, source, "")
-    check_keys(sections, ("exporter", "collectors"), source, "")
+    check_keys(sections, ("exporter", "collectors", "attribution"), source, "")
     exporter = build(ExporterSettings, sections.get("exporter") or {}, source, "exporter")
     for host, collector in exporter.primary_node_sensor.items():
         if collector not in by_name:
@@ -172,7 +225,41 @@ def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Confi
         collectors={
             name: _family_settings(family, collectors.get(name) or {}, source) for name, family in by_name.items()
         },
+        attribution=_attribution(sections.get("attribution") or {}, sources, source),
     )
+
+
+def _attribution(data: object, usage_sources: Iterable[Any], source: str) -> AttributionSettings:
+    section = dict(mapping(data, source, "attribution"))
+    valid = tuple(field.name for field in dataclasses.fields(AttributionSettings))
+    check_keys(section, valid, source, "attribution")
+    by_name = {usage_source.name: usage_source for usage_source in usage_sources}
+    given = mapping(section.pop("sources", None) or {}, source, "attribution.sources")
+    check_keys(given, tuple(by_name), source, "attribution.sources")
+    settings = build(AttributionSettings, section, source, "attribution")
+    return dataclasses.replace(
+        settings,
+        sources={
+            name: _source_settings(usage_source, given.get(name) or {}, settings, source)
+            for name, usage_source in by_name.items()
+        },
+    )
+
+
+def _source_settings(usage_source: Any, data: object, shared: AttributionSettings, source: str) -> SourceSettings:
+    """Return the settings of one source: options with the name of a setting of the section get its value."""
+    where = f"attribution.sources.{usage_source.name}"
+    section = dict(mapping(data, source, where))
+    names = [option.name for option in dataclasses.fields(usage_source.Options)]
+    inherited = {name: getattr(shared, name) for name in names if name in _INHERITED}
+    check_keys(section, ("enabled", *(name for name in names if name not in inherited)), source, where)
+    enabled = convert(section.pop("enabled", "auto"), bool | Literal["auto"], source, f"{where}.enabled")
+    options = dataclasses.replace(build(usage_source.Options, section, source, where), **inherited)
+    return SourceSettings(enabled=enabled, options=options)
+
+
+_INHERITED: Final = ("depth", "workload_names", "allow", "deny")
+"""Settings of the section that sources need."""
 
 
 def _family_settings(family: type[Collector], data: object, source: str) -> FamilySettings:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.attribution.sources import SOURCES
 from joulewatch_exporter.collectors import FAMILIES
 from joulewatch_exporter.config.config import (
+    AttributionSettings,
     Config,
     ExporterSettings,
     PathSettings,
@@ -36,13 +38,18 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
 
     import yaml
 
-    assert load_config(EXAMPLE, FAMILIES) == load_config(None, FAMILIES)
+    assert load_config(EXAMPLE, FAMILIES, SOURCES) == load_config(None, FAMILIES, SOURCES)
     data = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     assert set(data["exporter"]) == {item.name for item in dataclasses.fields(ExporterSettings)}
     assert set(data["exporter"]["path"]) == {item.name for item in dataclasses.fields(PathSettings)}
     for family in FAMILIES:
         keys = {"enabled", "poll_seconds"} | {item.name for item in dataclasses.fields(family.Options)}
         assert set(data["collectors"][family.name]) == keys
+    assert set(data["attribution"]) == {item.name for item in dataclasses.fields(AttributionSettings)}
+    inherited = {"depth", "workload_names", "allow", "deny"}
+    for source in SOURCES:
+        keys = {"enabled"} | {item.name for item in dataclasses.fields(source.Options)} - inherited
+        assert set(data["attribution"]["sources"][source.name]) == keys
 
 
 def test_a_host_may_name_its_primary_collector(tmp_path: Path) -> None:
