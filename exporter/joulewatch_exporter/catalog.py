@@ -286,6 +286,68 @@ SENSOR_IMPLAUSIBLE: Final = _exporter(
     f"has not changed for {FROZEN_REFRESHES} refreshes while time passed (energy counters) or the load changed "
     "(power).",
 )
+WORKLOAD_ENERGY: Final = _exporter(
+    "joulewatch_workload_energy_joules_total",
+    "counter",
+    "joules",
+    ("component", "device", "kind", "workload"),
+    "Active energy of one workload since it got its series: its share of what the devices used above their idle power. "
+    "Workloads are disjoint, so they can be summed. device: empty for processors and memory. kind: unit, session, "
+    "container, pod, slurm_job, vm or other.",
+)
+UNATTRIBUTED_ENERGY: Final = _exporter(
+    "joulewatch_unattributed_energy_joules_total",
+    "counter",
+    "joules",
+    ("component", "device", "reason"),
+    "Energy of devices that belongs to no workload with series. reason: idle (drawn without work), rest (workloads "
+    "without series), system (kernel threads, interrupts and the root cgroup) or gap (usage could not be read). In "
+    "each interval, this and the energy of the workloads add up to the energy of the devices.",
+)
+WORKLOAD_CPU: Final = _exporter(
+    "joulewatch_workload_cpu_seconds_total",
+    "counter",
+    "seconds",
+    ("kind", "workload"),
+    "Processor time of one workload since it got its series, without that of workloads inside it.",
+)
+WORKLOAD_GPU: Final = _exporter(
+    "joulewatch_workload_gpu_seconds_total",
+    "counter",
+    "seconds",
+    ("device", "kind", "workload"),
+    "Time of a GPU that one workload used: its utilisation times time.",
+)
+WORKLOAD_INFO: Final = _exporter(
+    "joulewatch_workload_info",
+    "gauge",
+    "info",
+    ("kind", "workload", "namespace", "pod", "container", "unit", "job", "step", "user", "server"),
+    "Names of a workload; empty if unknown. server: the inference server that runs in it.",
+)
+ATTRIBUTION_INFO: Final = _exporter(
+    "joulewatch_attribution_info",
+    "gauge",
+    "info",
+    ("component", "weight", "idle_source", "method"),
+    "How the energy of a component is shared. weight: cpu_time, instructions, gpu_utilisation, mig_slice or sole_user; "
+    "idle_source: measured, configured or none (all energy counts as active); method: that of the device's energy.",
+)
+WORKLOADS: Final = _exporter(
+    "joulewatch_workloads",
+    "gauge",
+    "workloads",
+    ("state",),
+    "Number of workloads. state: shown (living, with series), rest (living, without series) or gone (ended; their "
+    "series are kept for a while).",
+)
+GPU_HELD: Final = _exporter(
+    "joulewatch_gpu_held",
+    "gauge",
+    "boolean",
+    ("device", "kind", "workload"),
+    "1 while a workload holds a GPU, whether it uses it or not.",
+)
 READ_ERRORS: Final = _exporter(
     "joulewatch_read_errors_total",
     "counter",

@@ -17,6 +17,8 @@ from typing import Final
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.arguments import Parser, number
+from joulewatch_exporter.attribution.model import UsageSource
+from joulewatch_exporter.attribution.sources import all_sources
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families, experimental_note
 from joulewatch_exporter.commands.once import once
@@ -59,17 +61,18 @@ def _main(argv: Sequence[str] | None, families: Sequence[type[Collector]] | None
             return _emulate(args)
         if args.state is not None and not args.once:
             raise ConfigError("--state needs --once: the daemon keeps its counters itself")
-        config = _config(args, families)
+        sources = all_sources()
+        config = _config(args, families, sources)
         set_up_logging(config.exporter.log_level, config.exporter.log_format)
         host = config.exporter.host()
         if args.command == "check":
             from joulewatch_exporter.commands.check import check
 
-            return check(families, host, config, as_json=args.format == "json")
+            return check(families, host, config, sources=sources, as_json=args.format == "json")
         allow_many_files()
         if args.once:
-            return once(families, host, config, args.state)
-        return serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
+            return once(families, host, config, args.state, sources)
+        return serve(families, host, config, sources=sources, exit_on_stdin_close=args.exit_on_stdin_close)
     except ConfigError as error:
         print(f"joulewatch-exporter: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
@@ -168,6 +171,13 @@ def _shared_flags(families: Sequence[type[Collector]]) -> Parser:
                 action=action,
                 help=text,
             )
+    shares = shared.add_argument_group("whose joules")
+    shares.add_argument(
+        "--no-attribution",
+        dest="attribution",
+        action="store_false",
+        help="share no energy between workloads (default: if their usage can be read)",
+    )
     log = shared.add_argument_group("logging (to stderr)")
     log.add_argument("--log.level", dest="log_level", choices=LOG_LEVELS, help="lowest level to log (default: info)")
     log.add_argument("--log.format", dest="log_format", choices=("logfmt", "json"), help="default: logfmt")
@@ -232,10 +242,12 @@ def _add_web_flags(parser: Parser) -> None:
     )
 
 
-def _config(args: argparse.Namespace, families: Sequence[type[Collector]]) -> Config:
+def _config(
+    args: argparse.Namespace, families: Sequence[type[Collector]], sources: Sequence[type[UsageSource]]
+) -> Config:
     """Defaults, then the file, then the flags."""
     given = vars(args)
-    config = load_config(given.get("config_file"), families)
+    config = load_config(given.get("config_file"), families, sources)
     settings = config.exporter
     path = _replaced(settings.path, {name: given[name] for name in ("sysfs", "procfs", "dev") if name in given})
     names = {item.name for item in dataclasses.fields(ExporterSettings)} - {"path"}
@@ -252,7 +264,10 @@ def _config(args: argparse.Namespace, families: Sequence[type[Collector]]) -> Co
         name: dataclasses.replace(setting, enabled=given.get(f"collector_{name}", setting.enabled))
         for name, setting in config.collectors.items()
     }
-    return Config(exporter=settings, collectors=collectors)
+    attribution = config.attribution
+    if "attribution" in given:
+        attribution = dataclasses.replace(attribution, enabled=given["attribution"])
+    return Config(exporter=settings, collectors=collectors, attribution=attribution)
 
 
 def _replaced(path: PathSettings, changes: dict[str, Path]) -> PathSettings:

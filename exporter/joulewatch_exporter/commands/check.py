@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import sys
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter import __version__
+from joulewatch_exporter.attribution.idle_file import load, state_folder
+from joulewatch_exporter.attribution.model import UsageSource
 from joulewatch_exporter.catalog import frozen_after_s, resolution_joules
 from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine
+from joulewatch_exporter.commands.check_usage import examine_usage
 from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations, load_calibrations
 from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import (
@@ -91,7 +95,14 @@ class Report:
     """Number of quantities of devices in runtime suspend: they are measured while the device is awake."""
 
 
-def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as_json: bool) -> int:
+def check(
+    families: Sequence[type[Collector]],
+    host: Host,
+    config: Config,
+    *,
+    sources: Sequence[type[UsageSource]] = (),
+    as_json: bool,
+) -> int:
     """Examine the host, print the report on stdout, and return the exit code."""
     report = examine(
         families,
@@ -100,6 +111,11 @@ def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as
         primary=config.exporter.primary_node_sensor,
         calibrations=load_calibrations(config.exporter.calibration_files, host.nodename),
     )
+    if sources:
+        folder = None if host.emulated else state_folder(os.environ)
+        measured = () if folder is None else load(folder)
+        usage = examine_usage(sources, host, config.attribution, measured, _failure)
+        report = dataclasses.replace(report, findings=(*report.findings, *usage))
     if as_json:
         print(json_text(dataclasses.asdict(report), indent=2))  # noqa: T201
     else:

@@ -22,6 +22,8 @@ from joulewatch_exporter.errors import EXIT_DONE, ConfigError
 from joulewatch_exporter.model import Collector, Host
 
 if TYPE_CHECKING:
+    from joulewatch_exporter.attribution.model import UsageSource
+    from joulewatch_exporter.attribution.shares import Shares
     from joulewatch_exporter.sampling.scan import FamilyScan
     from joulewatch_exporter.server.connection import Answer
     from joulewatch_exporter.server.edge_socket import EdgeSocket
@@ -83,13 +85,22 @@ def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
         os.close(writer)
 
 
-def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, exit_on_stdin_close: bool) -> int:
+def serve(
+    families: Sequence[type[Collector]],
+    host: Host,
+    config: Config,
+    *,
+    sources: Sequence[type[UsageSource]] = (),
+    exit_on_stdin_close: bool,
+) -> int:
     """Serve until a signal arrives, or stdin is closed, and return the exit code."""
+    from joulewatch_exporter.attribution.attributor import Attributor
+    from joulewatch_exporter.attribution.idle_file import state_folder
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.access import Access
     from joulewatch_exporter.server.edge import render_edge
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
-    from joulewatch_exporter.server.min_age import AgedScans
+    from joulewatch_exporter.server.min_age import ATTRIBUTION, AgedScans, chosen
     from joulewatch_exporter.server.server import WebServer
 
     settings = config.exporter
@@ -101,6 +112,14 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         hang_s=settings.read_timeout_seconds / 2,
         primary=settings.primary_node_sensor,
     )
+    is_shared = config.attribution.enabled is not False
+    attributor = Attributor(
+        sources if is_shared else (),
+        host,
+        config.attribution,
+        latest=sampler.latest,
+        state_folder=state_folder(os.environ),
+    )
     start_s = time.time()
     exposition = Exposition(
         emulated=host.emulated,
@@ -111,15 +130,27 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         refused=lambda: {} if server is None else server.refused,
     )
 
-    def render(scans: Sequence[FamilyScan], accept: str | None) -> tuple[bytes, str]:
+    def fresh(
+        timeout_s: float, only: frozenset[str] | None, *, is_impatient: bool = False
+    ) -> tuple[tuple[FamilyScan, ...], Shares | None]:
+        wants_shares = attributor.is_open and (only is None or ATTRIBUTION in only)
+        started_s = time.monotonic()
+        scans = sampler.fresh(timeout_s, None if wants_shares else only, is_impatient=is_impatient)
+        if not wants_shares:
+            return scans, None
+        left_s = timeout_s - (time.monotonic() - started_s)
+        return chosen(scans, attributor.look(scans, left_s), only)
+
+    def render(answer: tuple[Sequence[FamilyScan], Shares | None], accept: str | None) -> tuple[bytes, str]:
         format_ = choose_format(accept)
-        return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
+        body = exposition.render(answer[0], format_, sampler.verdicts, sampler.primary, answer[1])
+        return body, CONTENT_TYPES[format_]
 
     def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
         is_impatient = timeout_s < settings.read_timeout_seconds
-        return render(sampler.fresh(timeout_s, only, is_impatient=is_impatient), accept)
+        return render(fresh(timeout_s, only, is_impatient=is_impatient), accept)
 
-    aged = AgedScans(lambda: sampler.fresh(settings.read_timeout_seconds), settings.web_min_age_seconds)
+    aged = AgedScans(lambda: fresh(settings.read_timeout_seconds, None), settings.web_min_age_seconds)
 
     def aged_scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
         return render(aged.get(only), accept)
@@ -145,7 +176,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
             server = WebServer(
                 settings.listen,
                 scrape,
-                collectors=[family.name for family in families],
+                collectors=[*(family.name for family in families), *((ATTRIBUTION,) if is_shared and sources else ())],
                 telemetry_path=settings.telemetry_path,
                 max_requests=settings.max_requests,
                 read_timeout_s=settings.read_timeout_seconds,
@@ -156,6 +187,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
             if edge_socket is not None:
                 server.announce(edge_socket.path)
             sampler.start()
+            attributor.start()
             begin_waiting()
             server.start()
             if edge_socket is not None:
@@ -178,6 +210,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
                 edge_socket.stop()
             if server is not None:
                 server.stop()
+            attributor.stop()
             sampler.stop()
     logger.info("ended")
     return EXIT_DONE

@@ -21,6 +21,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
 
 from joulewatch_exporter import __version__, catalog
+from joulewatch_exporter.attribution.model import Workload
+from joulewatch_exporter.attribution.shares import Shares, SharesLayout
 from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations
 from joulewatch_exporter.model import SensorInfo
@@ -144,6 +146,18 @@ class _VerdictBlocks:
     blocks: dict[str, bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SharesPrefixes:
+    """The text before the values of the shares, and the lines that change with the layout only."""
+
+    layout: SharesLayout
+    energy: _Lines
+    unattributed: _Lines
+    cpu: _Lines
+    gpu: _Lines
+    fixed: dict[str, bytes]
+
+
 def _of_verdict(metric: Metric, verdict: Verdict) -> str:
     return series(metric, (verdict.check, verdict.collector, verdict.device, verdict.domain))
 
@@ -184,6 +198,7 @@ class Exposition:
         self._slow: dict[str, _SlowBlocks] = {}
         self._states: dict[str, _StateBlocks] = {}
         self._verdicts = _VerdictBlocks((), frozenset(), {})
+        self._shares: _SharesPrefixes | None = None
         self._emulated = emulated
         self._nodename = os.uname().nodename if nodename is None else nodename
         labels = (__version__, platform.python_version(), self._nodename, "1" if emulated else "0")
@@ -199,6 +214,7 @@ class Exposition:
         format_: Format,
         verdicts: Sequence[Verdict] = (),
         primary: frozenset[Key] = frozenset(),
+        shares: Shares | None = None,
     ) -> bytes:
         """Return the body of one scrape.
 
@@ -207,9 +223,12 @@ class Exposition:
             format_: The format of the text.
             verdicts: Results of the plausibility checks; those of families that are not in ``scans`` are excluded.
             primary: The primary node sensors.
+            shares: Whose energy it is; None: not shown.
         """
         families = [self._family_blocks(scan, primary) for scan in scans]
         families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
+        if shares is not None:
+            families.append(self._share_blocks(shares))
         parts: list[bytes] = []
         for metric in _SENSOR_METRICS:
             blocks = [block for family in families if (block := family.get(metric.name))]
@@ -252,6 +271,20 @@ class Exposition:
                 },
             )
         return kept.blocks
+
+    def _share_blocks(self, shares: Shares) -> dict[str, bytes]:
+        prefixes = self._shares
+        if prefixes is None or prefixes.layout is not shares.layout:
+            prefixes = self._shares = _shares_prefixes(shares.layout)
+        counts = zip(_WORKLOAD_STATES, (shares.shown, shares.rest, shares.gone), strict=True)
+        return {
+            **prefixes.fixed,
+            catalog.WORKLOAD_ENERGY.name: prefixes.energy.render(shares.energy_joules),
+            catalog.UNATTRIBUTED_ENERGY.name: prefixes.unattributed.render(shares.unattributed_joules),
+            catalog.WORKLOAD_CPU.name: prefixes.cpu.render(shares.cpu_seconds),
+            catalog.WORKLOAD_GPU.name: prefixes.gpu.render(shares.gpu_seconds),
+            catalog.WORKLOADS.name: "".join([f"{prefix}{float(count)!r}\n" for prefix, count in counts]).encode(),
+        }
 
     # -- the blocks of one family ------------------------------------------------------------------
 
@@ -382,6 +415,39 @@ def _prefixes(collector: str, layout: Layout) -> _Prefixes:
         state=tuple(
             series(catalog.SENSOR_STATE, (collector, device, "")).removesuffix('"} ') for device in layout.devices
         ),
+    )
+
+
+_WORKLOAD_STATES: Final = tuple(series(catalog.WORKLOADS, (state,)) for state in ("shown", "rest", "gone"))
+
+
+def _shares_prefixes(layout: SharesLayout) -> _SharesPrefixes:
+    def names(workload: Workload) -> tuple[str, str]:
+        return workload.kind, workload.workload
+
+    infos = [
+        series(catalog.WORKLOAD_INFO, [getattr(workload, label) for label in catalog.WORKLOAD_INFO.labels])
+        for workload in layout.workloads
+    ]
+    held = [series(catalog.GPU_HELD, (device, *names(workload))) for device, workload in layout.held]
+    how = [series(catalog.ATTRIBUTION_INFO, labels) for labels in layout.how]
+    return _SharesPrefixes(
+        layout=layout,
+        energy=_Lines.of(
+            series(catalog.WORKLOAD_ENERGY, (component, device, *names(workload)))
+            for component, device, workload in layout.energy
+        ),
+        unattributed=_Lines.of(series(catalog.UNATTRIBUTED_ENERGY, labels) for labels in layout.unattributed),
+        cpu=_Lines.of(series(catalog.WORKLOAD_CPU, names(workload)) for workload in layout.cpu),
+        gpu=_Lines.of(series(catalog.WORKLOAD_GPU, (device, *names(workload))) for device, workload in layout.gpu),
+        fixed={
+            metric.name: "".join([f"{prefix}1.0\n" for prefix in prefixes]).encode()
+            for metric, prefixes in (
+                (catalog.WORKLOAD_INFO, infos),
+                (catalog.GPU_HELD, held),
+                (catalog.ATTRIBUTION_INFO, how),
+            )
+        },
     )
 
 
