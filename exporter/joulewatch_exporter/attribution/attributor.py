@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from joulewatch_exporter.attribution.shares import Shares, SharesLayout
 from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
 from joulewatch_exporter.config.config import AttributionSettings
 from joulewatch_exporter.errors import ConfigError, SensorError
-from joulewatch_exporter.model import Finding, Host
+from joulewatch_exporter.model import Component, Finding, Host
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import DeadlineThread
 
@@ -97,6 +97,11 @@ class _Devices:
     entries: tuple[tuple[int, int, DeviceKey], ...]
     """Index of the quantity, index of its device, and key."""
     methods: Mapping[DeviceKey, str]
+
+
+def is_superseded(source: type[UsageSource], covered: Collection[Component]) -> bool:
+    """Return whether a source is not needed: one usage serves all processors, but each GPU may have another source."""
+    return POOLED.issuperset(source.components) and set(source.components).issubset(covered)
 
 
 class Attributor:
@@ -206,15 +211,21 @@ class Attributor:
         self._retry_due_ns = self._clock.monotonic_ns() + round(RETRY_S * NS_PER_S)
         known = {one.name for one in self._sources}
         opened = {one.name: one for one in self._sources}
+        covered: set[Component] = set()
         for source in self._types:
+            is_covered = is_superseded(source, covered)
+            covered.update(source.components if source.name in known else ())
             setting = self._settings.sources.get(source.name)
-            if source.name in known or (setting is not None and setting.enabled is False):
+            is_required = setting is not None and setting.enabled is True
+            is_disabled = setting is not None and setting.enabled is False
+            if source.name in known or is_disabled or (is_covered and not is_required):
                 continue
             options = setting.options if setting is not None and setting.options is not None else source.Options()
             try:
                 opened[source.name] = _Source(self._open_one(source, options))
+                covered.update(source.components)
             except Exception as error:
-                if first and setting is not None and setting.enabled is True:
+                if first and is_required:
                     raise ConfigError(f"usage source {source.name} is required: {error}") from error
                 if (source.name, str(error)) not in self._logged:
                     self._logged.add((source.name, str(error)))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from joulewatch_exporter.attribution.attributor import is_superseded
 from joulewatch_exporter.attribution.idle import IdlePower, MeasuredIdle
 from joulewatch_exporter.attribution.model import ROOT, UsageSource
 from joulewatch_exporter.config.config import AttributionSettings
-from joulewatch_exporter.model import Finding, Host
+from joulewatch_exporter.model import Component, Finding, Host
 from joulewatch_exporter.threads import DeadlineThread
 
 ANSWER_S: Final = 10.0
@@ -36,11 +37,15 @@ def examine_usage(
         text = "disabled by the configuration: energy is not shared between workloads"
         return [Finding(status="skipped", collector=NAME, subject=NAME, text=text)]
     findings: list[Finding] = []
-    shared: dict[str, str] = {}
+    shared: dict[Component, str] = {}
     for source in sources:
         setting = settings.sources.get(source.name)
         if setting is not None and setting.enabled is False:
             text = "disabled by the configuration"
+            findings.append(Finding(status="skipped", collector=source.name, subject=source.name, text=text))
+            continue
+        if is_superseded(source, shared) and not (setting is not None and setting.enabled is True):
+            text = "not needed: another source has the same usage"
             findings.append(Finding(status="skipped", collector=source.name, subject=source.name, text=text))
             continue
         options = setting.options if setting is not None else source.Options()
@@ -62,10 +67,13 @@ def examine_usage(
         count = len({usage.key for usages in scan.usages.values() for usage in usages} - {ROOT})
         weights = " or ".join(dict.fromkeys(scan.weights.values()))
         for component in source.components:
-            shared.setdefault(component, f"{component} by {weights or 'holder'} ({source.name}, {count} workloads)")
+            shared.setdefault(component, f"{component} by {weights or 'holder'} ({source.name}: {count})")
     if not shared:
         return [*findings, Finding(status="absent", collector=NAME, subject=NAME, text="no usage can be read")]
-    text = f"shares the energy of {'; '.join(shared.values())}; at most {settings.max_workloads} have series"
+    text = (
+        f"shares the energy of {', '.join(shared.values())} between workloads; at most {settings.max_workloads} get "
+        "series"
+    )
     findings.append(Finding(status="found", collector=NAME, subject="workloads", text=text))
     return findings + _idle(settings, measured)
 

@@ -293,6 +293,13 @@ def test_a_disabled_source_is_not_opened(tmp_path: Path) -> None:
     assert not node.attributor.is_open
 
 
+def test_a_second_source_of_the_same_processors_is_not_opened(node: Node) -> None:
+    other = scripted(node.clock)
+    node.attributor = node.new([scripted_source(node.script), scripted_source(other, "other")])
+    node.show_all()
+    assert (node.script.reads > 0, other.reads) == (True, 0)
+
+
 def test_the_thread_looks_without_scrapes(tmp_path: Path) -> None:
     node = Node(tmp_path)
     done = threading.Event()
