@@ -396,7 +396,7 @@ class ProcessorTime:
     """Configuration -> by its processes, of the configurations that were measured in the window; part of ``own_s``.
     Missing: not known, as in a run of an earlier version."""
     services_s: float = 0.0
-    """By exporters and Prometheus servers on this machine that the run did not start."""
+    """By exporters and Prometheus servers on this machine that the run uses and did not start."""
     system_s: float = 0.0
     """By no program: kernel threads, interrupts, steal."""
 

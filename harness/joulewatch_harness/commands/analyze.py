@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"carbon intensity of the electricity, for the emissions of --format {CODECARBON}",
     )
     parser.add_argument("--figure", metavar="FILE", type=Path, help="write the figure: .png, .svg or .pdf")
-    parser.add_argument("--net", action="store_true", help="show energy net of idle power in the figure too")
+    parser.add_argument("--net", action="store_true", help="show net and attributed energy in the figure too")
     parser.add_argument("--budget", action="store_true", help="show the uncertainty budgets under the table")
     parser.add_argument(
         "--strict", action="store_true", help=f"exit with code {EXIT_AUDIT} if the audit has findings of severity error"

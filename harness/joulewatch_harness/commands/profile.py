@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from platform import node
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
@@ -355,13 +356,22 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
 def _processor_clock(prepared: Prepared) -> ProcessorClock:
     """Return the clock that counts the networks, each in its own process or all in this one."""
     from joulewatch_harness.runner.isolate import IsolatedNetwork
-    from joulewatch_harness.runner.processor_time import ProcessorClock
+    from joulewatch_harness.runner.processor_time import EXPORTERS, SERVERS, ProcessorClock
 
+    services: list[str] = []
+    if prepared.local_exporter is None and any(_is_local(url) for url, _ in prepared.targets):
+        services += EXPORTERS
+    if prepared.prometheus is not None and _is_local(prepared.prometheus.url):
+        services += SERVERS
     if not prepared.plan.isolate:
         names = [configuration.name for configuration, _ in prepared.networks]
-        return ProcessorClock(in_process=names, exporter=prepared.local_exporter)
+        return ProcessorClock(in_process=names, exporter=prepared.local_exporter, services=services)
     networks = {item.name: network for item, network in prepared.networks if isinstance(network, IsolatedNetwork)}
-    return ProcessorClock(networks=networks)
+    return ProcessorClock(networks=networks, services=services)
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith("unix:") or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", node())
 
 
 def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:

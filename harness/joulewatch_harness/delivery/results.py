@@ -54,7 +54,7 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
             if group.throughput.expanded is not None:
                 add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
         for energy in (*group.components, group.total, *_node(group.nodes, result)):
-            for basis, estimate in (("gross", energy.gross), ("net", energy.net)):
+            for basis, estimate in (("gross", energy.gross), ("net", energy.net), ("attributed", energy.attributed)):
                 if estimate is None:
                     continue
                 of = {**labels, "component": energy.name, "basis": basis, "method": "+".join(energy.methods)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding
-from joulewatch_harness.analysis.results.audit.other_load import is_busy, measures_this_machine
+from joulewatch_harness.analysis.results.audit.other_load import check_measure_load, is_busy, measures_this_machine
 from joulewatch_harness.analysis.results.audit.run import audit_run
 from joulewatch_harness.analysis.results.audit.windows import audit_windows
 from joulewatch_harness.analysis.results.averages import covers_of, per_inference
@@ -132,6 +132,7 @@ class _Reader:
         # The run is still open when its windows are read.
         yield from (finding for finding in audit_run(run, with_history=False) if finding.reason != "interrupted")
         yield from audit_windows(run)
+        yield from check_measure_load(run, self.measured)
 
 
 def _names(sensors: Iterable[SensorId]) -> list[str]:

@@ -10,7 +10,7 @@ and in user), count once. Steal counts as busy: other guests of the same hardwar
 exporter that local mode started. It is read from the clock of each process, which counts nanoseconds. Every network in
 its own process has a reading of its own (``ProcessGroup``).
 
-*Services* measure this machine without being a child of the run: an exporter and a Prometheus that run anyway.
+*Services* are what the run uses on this machine without having started it: an exporter, a Prometheus server.
 
 *System* is the time that belongs to no program: kernel threads, interrupts, and steal. Interrupts and steal are
 those of ``/proc/stat``: some kernels sample them, and some count them in the interrupted program as well.
@@ -42,7 +42,9 @@ _NOT_PROGRAMS: Final = slice(5, 8)
 """irq, softirq, steal"""
 _KERNEL_THREADS: Final = 2
 """The process that is the parent of all kernel threads; not visible in a container."""
-_SERVICES: Final = frozenset({"joulewatch-exporter", "joulewatch_exporter", "prometheus", "pushgateway"})
+EXPORTERS: Final = ("joulewatch-exporter", "joulewatch_exporter")
+SERVERS: Final = ("prometheus", "pushgateway")
+"""Names of the programs or scripts of services."""
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 _LEAST_COUNTED: Final = 0.5
 """A kernel that counts less than this share of the time does not count (gVisor shows zeros)."""
@@ -92,6 +94,7 @@ class ProcessorClock:
         in_process: The configurations, if their networks are in the harness's process. The one that is measured then
             has all its time, that of the recording of scrapes included.
         exporter: Process id of an exporter that the run started.
+        services: Names of the programs on this machine that the run uses and did not start.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class ProcessorClock:
         networks: Mapping[str, MeasuredNetwork] | None = None,
         in_process: Collection[str] = (),
         exporter: int | None = None,
+        services: Collection[str] = (),
     ) -> None:
         self._proc = proc
         self._pid = os.getpid() if pid is None else pid
@@ -111,7 +115,7 @@ class ProcessorClock:
         # Without the lists of children (CONFIG_PROC_CHILDREN), the time of the run is not known.
         self._lists_children = (proc / str(self._pid) / "task" / str(self._pid) / "children").exists()
         own = set(descendants(self._pid, proc))
-        self._services = tuple(pid for pid in _services(proc) if pid not in own)
+        self._services = tuple(pid for pid in _processes_of(services, proc) if pid not in own)
         self._kernel = _read(proc / str(_KERNEL_THREADS) / "comm").strip() == "kthreadd"
 
     def read(self) -> ProcessorReading | None:
@@ -165,12 +169,12 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _services(proc: Path) -> Iterator[int]:
-    """Yield the processes that measure this machine, by the name of their program or script."""
-    for entry in proc.iterdir() if proc.is_dir() else ():
+def _processes_of(programs: Collection[str], proc: Path) -> Iterator[int]:
+    """Yield the processes of some programs or scripts."""
+    for entry in proc.iterdir() if programs and proc.is_dir() else ():
         if entry.name.isdecimal():
             words = _read(entry / "cmdline").split("\0")[:3]
-            if any(word.rpartition("/")[2] in _SERVICES for word in words):
+            if any(word.rpartition("/")[2] in programs for word in words):
                 yield int(entry.name)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from joulewatch_harness.runner import process_group
 from joulewatch_harness.runner.process_group import ProcessGroup, cgroup_of, user_manager_answers
-from joulewatch_harness.runner.processor_time import ProcessorClock, used_between
+from joulewatch_harness.runner.processor_time import EXPORTERS, ProcessorClock, used_between
 from support.paths import ROOT
 
 # A child that ends, and one that detaches itself: 0.1 s of processor time each.
@@ -225,7 +225,7 @@ def test_the_clock_counts_each_network_the_harness_and_the_kernel(
         def cpu_time_s(self) -> float:
             return 100.0
 
-    clock = ProcessorClock(tmp_path, 10, networks={"a": Worker()})
+    clock = ProcessorClock(tmp_path, 10, networks={"a": Worker()}, services=EXPORTERS)
     reading = clock.read()
     assert reading is not None
     assert (dict(reading.networks_s), reading.own_s, reading.services_s) == ({"a": 100.0}, 105.0, 16.0)

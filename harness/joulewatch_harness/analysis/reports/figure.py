@@ -35,6 +35,7 @@ from joulewatch_harness.plan.scenario import IDLE_PHASE
 
 _SIZE_INCHES: Final = (6.4, 6.6)
 _DASHES: Final = (0, (4, 2))
+_DOTS: Final = (0, (1, 1.5))
 _SHIFT_OCTAVES: Final = 0.06
 _LEGEND_ROW_INCHES: Final = 0.18
 _TITLE_LINE_INCHES: Final = 0.2
@@ -55,7 +56,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
     Args:
         result: The analyzed run.
         path: PNG, SVG or PDF, by its suffix.
-        net: Add the net energy, as thin dashed lines.
+        net: Add the net and the attributed energy, as thin dashed and dotted lines.
 
     Raises:
         ConfigError: The suffix is not valid, the directory does not exist, or the file cannot be written.
@@ -82,7 +83,7 @@ def make_figure(result: RunResult, *, net: bool = False) -> Any:
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
         with_phases = [name for name in names if _groups_with_phases(result, name)]
         labels, columns = legend_labels(names)
-        legend_rows = math.ceil((sum(label.count("\n") + 1 for label in labels.values()) + net) / columns)
+        legend_rows = math.ceil((sum(label.count("\n") + 1 for label in labels.values()) + 2 * net) / columns)
         panels = min(len(with_phases), _PHASE_PANELS)
         headings = {name: wrapped(name, TEXT_INCHES, LEGEND_POINTS) for name in with_phases[:panels]}
         title, subtitle = _titles(result)
@@ -232,7 +233,8 @@ def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *
         handles.append(drawn)
         _line(bottom, members, [group.throughput for group in members], 1.0, colour, marker, shift, style)
         if net:
-            _dashed(top, members, [group.total.net for group in members], scale, colour, shift)
+            _thin(top, members, [group.total.net for group in members], scale, colour, shift, _DASHES)
+            _thin(top, members, [group.total.attributed for group in members], scale, colour, shift, _DOTS)
     rates = [group.throughput for group in result.groups if group.throughput is not None]
     for axes, values in ((top, gross), (bottom, rates)):
         if not values:
@@ -255,6 +257,8 @@ def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *
         bottom.minorticks_off()
     if net and any(_has_net(group) for group in result.groups):
         handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle power")
+        if any(group.total.attributed is not None for group in result.groups):
+            handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DOTS, label="attributed")
     if not gross:
         top.text(0.5, 0.5, "no energy", transform=top.transAxes, ha="center", color="#B00020")
     return handles
@@ -274,11 +278,17 @@ def _points(members: list[GroupResult], estimates: list[Estimate | None], scale:
     return sizes, values
 
 
-def _dashed(
-    axes: Any, members: list[GroupResult], estimates: list[Estimate | None], scale: float, colour: str, shift: float
+def _thin(
+    axes: Any,
+    members: list[GroupResult],
+    estimates: list[Estimate | None],
+    scale: float,
+    colour: str,
+    shift: float,
+    dashes: Any,
 ) -> None:
     sizes, values = _points(members, estimates, scale, shift)
-    axes.plot(sizes, values, color=colour, linewidth=1.0, linestyle=_DASHES, alpha=0.9)
+    axes.plot(sizes, values, color=colour, linewidth=1.0, linestyle=dashes, alpha=0.9)
 
 
 def _line(

@@ -49,11 +49,15 @@ def results_section(result: RunResult, unit: Unit) -> Markup:
         value = group.total.inferences_per_joule
         return None if value is None else plain(value.value, value.expanded or 0.0)
 
+    attributed: list[Column[GroupResult]] = []
+    if to_text.has_attributed(result):
+        attributed = [Column("attributed", lambda group: unit.text(group.total.attributed))]
     # The most important columns first: a phone shows about four.
     columns: list[Column[GroupResult]] = [
         Column("batch", lambda group: group.batch_size),
         Column("total", lambda group: energy_cell(unit, group.total)),
         Column("net", lambda group: unit.text(group.total.net)),
+        *attributed,
         Column("inf/s", lambda group: None if group.throughput is None else with_uncertainty(group.throughput)),
         *(named(name, "components") for name in components),
         Column("inf/J", per_joule),
@@ -68,8 +72,13 @@ def results_section(result: RunResult, unit: Unit) -> Markup:
     parts = [make_table(caption, columns, result.groups, heading)]
     if UNKNOWN_ACCURACY in parts[0]:
         parts.append(tag("p", f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.", class_="notes"))
-    notes = [*to_text.single_round_lines(result), *to_text.idle_lines(result), *to_text.rounds_lines(result)]
+    notes = [*to_text.single_round_lines(result), *to_text.idle_lines(result), *to_text.attributed_lines(result)]
+    notes += [*to_text.rounds_lines(result)]
     parts.append(make_notes([*notes, *to_text.setup_lines(result), *to_text.missing_lines(result)]))
+    shared = [group for group in result.groups if group.total.shares]
+    if shared:
+        caption = f"Whose energy, {unit.name} per inference (measuring: harness, exporters, Prometheus; system: kernel)"
+        parts.append(make_table(caption, to_text.shares_columns(shared, unit.scale), shared, heading))
     parts += _counts(result)
     if others:
         caption = f"Whole servers and parts of devices, {unit.name} per inference (never added to the total)"

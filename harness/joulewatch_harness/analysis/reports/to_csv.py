@@ -16,6 +16,7 @@ from joulewatch_harness.analysis.results.model import (
 )
 
 GroupColumn = Column[GroupResult]
+BASES = ("gross", "net", "attributed")
 
 
 def render_csv(result: RunResult) -> str:
@@ -103,7 +104,7 @@ def _component_columns(name: str) -> Iterator[GroupColumn]:
         result = energy(group)
         return "" if result is None else "+".join(result.methods)
 
-    for basis in ("gross", "net"):
+    for basis in BASES:
         yield from _estimate_columns(
             f"{name}_{basis}_joules_per_inference", f"{name}_{basis}_uncertainty_joules_per_inference", estimate(basis)
         )
@@ -137,7 +138,7 @@ def _count_columns(name: str) -> Iterator[GroupColumn]:
 
     yield Column(name, number)
     yield from _estimate_columns(f"{name}_per_second", f"{name}_per_second_uncertainty", estimate("rate"))
-    for basis in ("gross", "net"):
+    for basis in BASES:
         yield from _estimate_columns(
             f"{name}_{basis}_joules_each", f"{name}_{basis}_uncertainty_joules_each", estimate(basis)
         )

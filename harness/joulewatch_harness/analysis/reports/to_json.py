@@ -18,6 +18,7 @@ from joulewatch_harness.analysis.results.model import (
     RunResult,
     SetupEnergy,
     SetupResult,
+    WindowShares,
 )
 from joulewatch_harness.records import encode
 
@@ -165,14 +166,27 @@ def energy_document(energy: EnergyResult) -> dict[str, Any]:
         "name": energy.name,
         "gross": estimate_document(energy.gross, "J"),
         "net": estimate_document(energy.net, "J"),
+        "attributed": estimate_document(energy.attributed, "J"),
         "inferences_per_joule": estimate_document(energy.inferences_per_joule, "1/J"),
         "idle": _idle_document(energy.idle),
         "missing": energy.missing,
         "net_missing": energy.net_missing,
+        "attributed_missing": energy.attributed_missing,
+        "shares": [_shares_document(shares) for shares in energy.shares],
         "methods": list(energy.methods),
         "sources": list(energy.sources),
         "windows": list(energy.windows),
         "sensors": [str(sensor) for sensor in energy.sensors],
+    }
+
+
+def _shares_document(shares: WindowShares) -> dict[str, Any]:
+    """Return whose energy it was in one window; ``idle_joules`` and the parts add up to ``joules``."""
+    return {
+        "window": shares.window,
+        "joules": shares.joules,
+        "idle_joules": shares.idle_joules,
+        **{name: encode(part) for name, part in shares.parts.items()},
     }
 
 
@@ -214,6 +228,7 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
                 "rate": estimate_document(count.rate, "1/s"),
                 "gross": estimate_document(count.gross, "J"),
                 "net": estimate_document(count.net, "J"),
+                "attributed": estimate_document(count.attributed, "J"),
             }
             for count in group.counts
         },

@@ -6,11 +6,13 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
+from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, paragraph, paragraphs
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import (
     TOTAL,
     BudgetLine,
+    Consumer,
     CountResult,
     EnergyResult,
     Estimate,
@@ -29,6 +31,7 @@ from joulewatch_harness.analysis.results.numbers import (
     warning_line,
 )
 from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
+from joulewatch_harness.analysis.results.whose import joined
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import SensorRecord
@@ -71,8 +74,16 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
         lines += ["", *paragraph(warning, width)]
     lines += ["", *_group_lines(result, scale, unit, width)]
     lines += paragraphs(
-        [*idle_lines(result), *rounds_lines(result), *loaded_lines(result), *setup_lines(result)], width
+        [
+            *idle_lines(result),
+            *attributed_lines(result),
+            *rounds_lines(result),
+            *loaded_lines(result),
+            *setup_lines(result),
+        ],
+        width,
     )
+    lines += _shares_lines(result, scale, unit, width)
     lines += _count_lines(result, width)
     lines += _phase_lines(result, width)
     lines += _node_and_part_lines(result, scale, unit, width)
@@ -156,6 +167,9 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
 
         return Column(name, cell, priority=2)
 
+    attributed_columns: list[Column[GroupResult]] = []
+    if has_attributed(result):
+        attributed_columns = [Column("attributed", lambda group: _estimate_cell(group.total.attributed, scale))]
     columns: list[Column[GroupResult]] = [
         Column("batch", lambda group: group.batch_size),
         Column("rounds", rounds_cell),
@@ -164,10 +178,12 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
         *map(component, components),
         Column("total", lambda group: _estimate_cell(group.total.gross, scale) or _missing_cell(group.total)),
         Column("net", lambda group: _estimate_cell(group.total.net, scale)),
+        *attributed_columns,
         Column("inf/J", lambda group: _per_joule_cell(group.total.inferences_per_joule), priority=1),
     ]
+    energies = [*components, "total", "net", *(column.name for column in attributed_columns)]
     legend = (
-        f"{', '.join((*components, 'total', 'net'))}: {unit} per inference over all device sensors; "
+        f"{', '.join(energies)}: {unit} per inference over all device sensors; "
         "±: 95 % coverage; p50/p99: latency of a batch."
     )
     if components:
@@ -202,6 +218,66 @@ def idle_lines(result: RunResult) -> list[str]:
         text += f" Each configuration uses its own idle windows: {'; '.join(sorted(own))}."
     withheld = sorted({group.total.net_missing for group in result.groups if group.total.net_missing})
     return [text, *(f"net is withheld, because {reason}." for reason in withheld)]
+
+
+def has_attributed(result: RunResult) -> bool:
+    """Return whether a result has an attributed energy."""
+    return any(group.total.attributed is not None for group in result.groups)
+
+
+def attributed_lines(result: RunResult) -> list[str]:
+    """Return what attributed energy is, or why there is none."""
+    lines = []
+    if has_attributed(result):
+        lines.append(
+            "attributed: the part of net that the network's processes used, shared by processor time (a GPU or FPGA: "
+            f"all of it); ± contains the error if programs differ by a factor of {DEFAULT_RATIO:g} in watts per "
+            "processor."
+        )
+    reasons = sorted({group.total.attributed_missing for group in result.groups if group.total.attributed_missing})
+    return [*lines, *(f"attributed: no number, because {reason}." for reason in reasons)]
+
+
+_CONSUMERS: Final[tuple[tuple[Consumer, str], ...]] = (
+    ("own", "own"),
+    ("concurrent", "concurrent"),
+    ("others", "others"),
+    ("measuring", "measuring"),
+    ("system", "system"),
+)
+
+
+def shares_columns(groups: Sequence[GroupResult], scale: float) -> list[Column[GroupResult]]:
+    """Return the columns of whose energy it was, per inference; they add up to the last one."""
+    sums = {id(group): joined(group.total.shares) for group in groups}
+
+    def consumer(name: Consumer) -> Column[GroupResult]:
+        def cell(group: GroupResult) -> str:
+            part = sums[id(group)].parts[name]
+            each = scale / group.inferences
+            text = _four_digits(part.joules * each)
+            if name in ("measuring", "system"):
+                return text
+            return f"{text} ({_four_digits(part.low_joules * each)} to {_four_digits(part.high_joules * each)})"
+
+        return Column(dict(_CONSUMERS)[name], cell, priority=int(name in ("own", "others")))
+
+    def whole(name: str) -> Column[GroupResult]:
+        key = "joules" if name == "devices" else "idle_joules"
+        return Column(name, lambda group: _four_digits(getattr(sums[id(group)], key) * scale / group.inferences))
+
+    has_concurrent = any(one.parts["concurrent"].joules for one in sums.values())
+    names = [name for name, _ in _CONSUMERS if has_concurrent or name != "concurrent"]
+    return [Column("batch", lambda group: group.batch_size), *map(consumer, names), whole("idle"), whole("devices")]
+
+
+def _shares_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
+    """Return whose energy it was, for the groups with an attributed energy."""
+    groups = [group for group in result.groups if group.total.shares]
+    if not groups:
+        return []
+    heading = f"Whose energy, {unit} per inference (measuring: harness, exporters, Prometheus; system: the kernel)"
+    return ["", *paragraph(heading, width), *Table(shares_columns(groups, scale), groups, _configuration).lines(width)]
 
 
 def rounds_lines(result: RunResult) -> list[str]:
@@ -308,6 +384,7 @@ def count_columns(scale: float) -> list[Column[tuple[GroupResult, CountResult]]]
         Column("per s", lambda row: _rate_cell(row[1].rate)),
         Column("total", lambda row: _estimate_cell(row[1].gross, scale) or "missing"),
         Column("net", lambda row: _estimate_cell(row[1].net, scale)),
+        Column("attributed", lambda row: _estimate_cell(row[1].attributed, scale)),
     ]
 
 
@@ -413,7 +490,11 @@ def _node_and_part_lines(result: RunResult, scale: float, unit: str, width: int)
 def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
     lines: list[str] = []
     for group in result.groups:
-        for basis, estimate in (("gross", group.total.gross), ("net", group.total.net)):
+        for basis, estimate in (
+            ("gross", group.total.gross),
+            ("net", group.total.net),
+            ("attributed", group.total.attributed),
+        ):
             if estimate is not None:
                 dof = "many" if estimate.dof > 1000 else f"{estimate.dof:.3g}"
                 factor = f" (k = {estimate.factor:.3g}, {dof} degrees of freedom)"

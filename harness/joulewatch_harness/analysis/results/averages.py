@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredWindow
 from joulewatch_harness.analysis.results.model import (
+    ATTRIBUTION,
     IDLE_BASELINE,
     BudgetLine,
     Coverage,
     Estimate,
     IdlePower,
     LatencySummary,
+    Part,
 )
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine_mean
-from joulewatch_harness.gum import COVERAGE, mean, standard_error
+from joulewatch_harness.gum import COVERAGE, NORMAL_95, mean, standard_error
 from joulewatch_harness.records import Latency, Window
 
 Rounds = dict[int, list[tuple[float, Mapping[str, float]]]]
@@ -30,32 +33,53 @@ def per_inference(
     coverage: float = COVERAGE,
     *,
     repeatable: bool = True,
+    own: Mapping[int, Part] | None = None,
 ) -> Estimate:
     """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``.
 
-    ``repeatable`` is as for ``combine_mean``.
+    ``repeatable`` is as for ``combine_mean``. With ``own`` (window -> part), the result is that part of the energy
+    above idle power, and its uncertainty contains the bound of the part.
     """
     rounds: Rounds = {}
     systematic: dict[str, list[float]] = {}
     texts: dict[str, str] = {}
     seconds = []
+    half_widths = []
     for measured, energy in windows:
         count = measured.window.counts[unit] if unit else measured.window.inferences
         joules = energy.joules - (idle.watts * measured.span.duration_s if idle is not None else 0.0)
         # A sensor that reads 5 % high does so while idle too, so the error of the net is 5 % of the net.
         share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
+        of_part = 1.0
+        if own is not None:
+            part = own[measured.window.index]
+            of_part = min(abs(part.joules / joules), 1.0) if joules else 1.0
+            joules = part.joules
+            half_widths.append(max(part.high_joules - part.joules, part.joules - part.low_joules) / count)
         rounds.setdefault(measured.window.repeat, []).append(
-            (joules / count, {name: u / count for name, u in energy.random.items()})
+            (joules / count, {name: of_part * u / count for name, u in energy.random.items()})
         )
         for name, u in energy.systematic.items():
             factor = share if name.startswith(ACCURACY) else 1.0
             # A calibration has the same errors while idle; the net energy has what does not cancel.
             while_idle = idle.calibration_watts.get(name, 0.0) * measured.span.duration_s if idle is not None else 0.0
-            systematic.setdefault(name, []).append((factor * u - while_idle) / count)
+            systematic.setdefault(name, []).append(of_part * (factor * u - while_idle) / count)
         for name, text in energy.texts.items():
             texts.setdefault(name, text)
-        seconds.append(measured.span.duration_s / count)
+        seconds.append(of_part * measured.span.duration_s / count)
     extra = []
+    if half_widths:
+        extra.append(
+            BudgetLine(
+                name=ATTRIBUTION,
+                kind="B",
+                # Expanded, it is the half-width of the bound: the interval contains the bound.
+                standard=mean(half_widths) / NORMAL_95,
+                dof=math.inf,
+                systematic=True,
+                text=f"watts per processor of two programs differ by a factor of up to {DEFAULT_RATIO:g}",
+            )
+        )
     if idle is not None:
         extra.append(
             BudgetLine(

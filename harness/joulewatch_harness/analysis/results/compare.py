@@ -13,8 +13,8 @@ Errors that cancel, because they are the same in A and B (correlation 1):
   ``cancel=False`` counts both errors in full.
 * the calibration of a sensor, in the same case: its errors are those of a straight line, so what remains is known, and
   also which errors of A and B have opposite signs.
-* the idle power that was subtracted (net only), if it is from the same idle windows: it contributes its watts x the
-  difference in seconds per inference.
+* the idle power that was subtracted (net and attributed), if it is from the same idle windows: it contributes its
+  watts x the difference in seconds per inference.
 
 The scatter between rounds is *paired* if A and B are of one run and have the same rounds: every round visits all
 configurations in random order, so the state of the machine in a round affects both, and cancels in the differences
@@ -60,6 +60,7 @@ from joulewatch_harness.analysis.results.model import (
     Estimate,
 )
 from joulewatch_harness.analysis.results.stored_results import (
+    ATTRIBUTED,
     GROSS,
     NET,
     NODE,
@@ -86,6 +87,7 @@ NOT_COMPARABLE: Final = "NOT COMPARABLE"
 BETWEEN_RUNS: Final = "between runs"
 ASSUMED_BETWEEN_RUNS: Final = 0.01
 """Assumed relative standard uncertainty between two runs of one plan on one machine; at least that was seen."""
+_BASES: Final = ("", GROSS, NET, ATTRIBUTED)
 _MODELLED: Final = frozenset({"estimated", "unknown"})
 """Methods whose error is not a constant scale factor."""
 
@@ -401,7 +403,7 @@ def _keys(*sides: Mapping[tuple[Kind, str, str], Measure]) -> list[tuple[Kind, s
     def place(key: tuple[Kind, str, str]) -> tuple[int, int, str, int]:
         kind, name, basis = key
         at = names.index(name) if name in names else len(names)
-        return ("energy", "throughput", "latency").index(kind), at, name, int(basis == NET)
+        return ("energy", "throughput", "latency").index(kind), at, name, _BASES.index(basis)
 
     return sorted({key for quantities in sides for key in quantities}, key=place)
 

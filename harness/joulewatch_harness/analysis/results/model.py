@@ -16,6 +16,10 @@ OTHER_PHASE: Final = "other"
 IDLE_BASELINE: Final = "idle baseline"
 REPEATS: Final = "repeats"
 """Names of two budget components; a comparison treats them specially."""
+ATTRIBUTION: Final = "attribution"
+"""Name of the budget component of a share of energy."""
+Consumer = Literal["own", "concurrent", "measuring", "others", "system"]
+"""Who uses active energy, see ``whose``."""
 Coverage = Literal["sampling", "repeats", "accuracy"]
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
@@ -101,6 +105,31 @@ class IdlePower:
     """Component of a calibration -> signed standard uncertainty, which the gross energy has as well."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of an energy that one consumer used, with its bound."""
+
+    joules: float
+    low_joules: float
+    high_joules: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowShares:
+    """Whose energy it was, in one window: ``joules`` is the sum of ``idle_joules`` and the parts."""
+
+    window: int
+    joules: float
+    """Of the devices."""
+    idle_joules: float
+    """Idle power times the length of the window."""
+    parts: Mapping[Consumer, Part]
+
+    @property
+    def active_joules(self) -> float:
+        return self.joules - self.idle_joules
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyResult:
     """Energy per inference of one component, all devices, one node sensor or one kind of part."""
@@ -121,6 +150,12 @@ class EnergyResult:
     """How the energies of the windows were obtained: edges, history."""
     net_missing: str = ""
     """Why net energy is not reported although ``idle`` was measured; empty otherwise."""
+    attributed: Estimate | None = None
+    """Joules per inference that the processes of the network used, of the energy above idle power."""
+    attributed_missing: str = ""
+    """Why ``attributed`` is not known; empty if it is."""
+    shares: tuple[WindowShares, ...] = ()
+    """Of each window, where ``attributed`` is known."""
 
     @property
     def inferences_per_joule(self) -> Estimate | None:
@@ -154,6 +189,7 @@ class CountResult:
     gross: Estimate | None
     """Joules per unit over all device sensors; None: the total is missing."""
     net: Estimate | None
+    attributed: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

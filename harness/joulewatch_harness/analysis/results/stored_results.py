@@ -18,6 +18,7 @@ from joulewatch_harness.plan.target import repeats_coverage
 READS_SCHEMA: Final = 1
 GROSS: Final = "gross"
 NET: Final = "net"
+ATTRIBUTED: Final = "attributed"
 NODE: Final = "node "
 """Prefix of the name of a whole server's sensor."""
 
@@ -34,7 +35,7 @@ class Measure:
     name: str
     """A component, ``total`` or ``node ...``; ``throughput``; ``p50`` or ``p99``."""
     basis: str
-    """``gross`` or ``net`` for energies, else empty."""
+    """``gross``, ``net`` or ``attributed`` for energies, else empty."""
     unit: str
     estimate: Estimate | None
     missing: str = ""
@@ -267,7 +268,8 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
     # The name of a node sensor starts with its exporter, whose address may differ between runs on one machine.
     named += [(NODE + component["name"].partition("/")[2], component) for component in energy["nodes"]]
     for name, component in named:
-        for basis in (GROSS, NET):
+        # Results of an earlier joulewatch are not attributed, nor are those of another machine.
+        for basis in (GROSS, NET, ATTRIBUTED) if component.get(ATTRIBUTED) else (GROSS, NET):
             idle = component["idle"]
             without_net = component.get("net_missing") or "no idle window to subtract"
             missing = component["missing"] or (without_net if basis == NET else "no number")
@@ -281,7 +283,7 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
                 missing="" if estimate is not None else missing,
                 sensors=frozenset(_sensor_name(run, sensor) for sensor in component["sensors"]),
                 methods=frozenset(component["methods"]),
-                idle=(run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
+                idle=(run.id, tuple(idle["windows"])) if idle is not None and basis != GROSS else ("", ()),
                 run=run.id,
                 magnitude=abs(float(gross["value"])) if gross is not None else 0.0,
             )

@@ -21,7 +21,12 @@ from joulewatch_harness.analysis.results.audit.dependent_rounds import audit_rou
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
 from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_load, audit_repeats
-from joulewatch_harness.analysis.results.audit.other_load import is_busy, measures_this_machine
+from joulewatch_harness.analysis.results.audit.other_load import (
+    check_measure_load,
+    is_busy,
+    is_here,
+    measures_this_machine,
+)
 from joulewatch_harness.analysis.results.audit.run import audit_record, audit_run
 from joulewatch_harness.analysis.results.audit.windows import audit_windows
 from joulewatch_harness.analysis.results.averages import Rounds, covers_of, latency_summary, mean_rate, per_inference
@@ -31,6 +36,7 @@ from joulewatch_harness.analysis.results.model import (
     TOTAL,
     CountResult,
     EnergyResult,
+    Estimate,
     ExcludedWindow,
     GroupResult,
     IdleBasis,
@@ -38,14 +44,17 @@ from joulewatch_harness.analysis.results.model import (
     RunResult,
     SetupEnergy,
     SetupResult,
+    WindowShares,
 )
 from joulewatch_harness.analysis.results.phase_energies import with_energies
 from joulewatch_harness.analysis.results.phases import phase_shares
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
+from joulewatch_harness.analysis.results.whose import joined, share_window
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.errors import RecordError
 from joulewatch_harness.gum import mean
+from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED, repeats_coverage
 from joulewatch_harness.records import Configuration, RunRecord, Window
 
@@ -106,6 +115,7 @@ def analyze_run(
         text = "no idle window has the energy of all devices, so there is no net energy"
         findings.append(Finding(severity="info", reason="no_idle", text=text))
     findings += audit_windows(audited)
+    findings += analysis.audit_load_of_others(groups)
     return RunResult(
         record=record,
         source=source.describe() if source is not None else "",
@@ -379,6 +389,7 @@ class _Analysis:
             return replace(result, missing=_missing_text(missing, len(windows)))
         idle = self.idle_power(sensors, configuration)
         withheld = self.idle_problem(idle, sensors)
+        shares = self.shares(sensors, [measured for measured, _ in complete], configuration)
         return replace(
             result,
             gross=per_inference(complete, None, coverage=self.coverage),
@@ -386,9 +397,59 @@ class _Analysis:
             idle=idle,
             missing="",
             net_missing=withheld,
+            attributed=None if isinstance(shares, str) else self.attributed(complete, idle, shares),
+            attributed_missing=shares if isinstance(shares, str) else "",
+            shares=() if isinstance(shares, str) else shares,
             windows=tuple(measured.window.index for measured, _ in complete),
             sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
         )
+
+    def attributed(
+        self,
+        complete: Sequence[tuple[MeasuredWindow, Combined]],
+        idle: IdlePower | None,
+        shares: Sequence[WindowShares],
+        unit: str = "",
+    ) -> Estimate:
+        """Return the joules per inference, or per other unit of work, that the processes of the network used."""
+        own = {one.window: one.parts["own"] for one in shares}
+        return per_inference(complete, idle, unit, self.coverage, own=own)
+
+    def shares(
+        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
+    ) -> tuple[WindowShares, ...] | str:
+        """Return whose the energy of some devices was in each window, or the reason why that is not known."""
+        if any(sensor.scope != "device" for sensor in sensors):
+            return "the energy of a whole server, or of a part of a device, is not shared"
+        away = next((sensor for sensor in sensors if not is_here(self.run, sensor)), None)
+        if away is not None:
+            return f"{away} does not measure the machine on which the network runs"
+        of_configuration = self.configurations.get(configuration)
+        if of_configuration is not None and is_server(of_configuration.runtime):
+            return "the network runs in a server, whose processes are not known"
+        by_window: dict[int, list[WindowShares]] = {}
+        for component in dict.fromkeys(sensor.component for sensor in sensors):
+            members = [sensor for sensor in sensors if sensor.component == component]
+            idle = self.idle_power(members, configuration)
+            if idle is None:
+                return "idle power is not known: no idle window has the energy of all devices"
+            if problem := self.idle_problem(idle, members):
+                return problem
+            for measured, energy in self.gather(members, windows)[0]:
+                idle_joules = idle.watts * measured.span.duration_s
+                one = share_window(component, measured.window, energy.joules, idle_joules)
+                if isinstance(one, str):
+                    return one
+                by_window.setdefault(measured.window.index, []).append(one)
+        return tuple(joined(parts) for parts in by_window.values())
+
+    def audit_load_of_others(self, groups: Sequence[GroupResult]) -> Iterator[Finding]:
+        """Report other work in measure windows, in joules where whose energy it was is known."""
+        shares = {one.window: one for group in groups for one in group.total.shares}
+        why = {index: group.total.attributed_missing for group in groups for index in group.windows}
+        for measured in self.run.windows:
+            index = measured.window.index
+            yield from check_measure_load(self.run, measured, shares.get(index), why.get(index, ""))
 
     def counts(
         self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
@@ -398,6 +459,7 @@ class _Analysis:
         idle = self.idle_power(sensors, configuration) if complete else None
         if self.idle_problem(idle, sensors):
             idle = None
+        shares = self.shares(sensors, [measured for measured, _ in complete], configuration) if complete else ""
         coverage = self.coverage
         results = []
         for name in windows[0].window.counts if windows else ():
@@ -412,6 +474,7 @@ class _Analysis:
                     rate=mean_rate([(measured.window, measured.window.counts[name]) for measured in windows], coverage),
                     gross=per_inference(complete, None, name, coverage) if complete else None,
                     net=per_inference(complete, idle, name, coverage) if idle is not None else None,
+                    attributed=None if isinstance(shares, str) else self.attributed(complete, idle, shares, name),
                 )
             )
         return tuple(results)
