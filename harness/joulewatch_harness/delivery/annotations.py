@@ -62,7 +62,10 @@ def window_samples(window: Window) -> list[Sample]:
     ]
     if window.processor_time is not None:
         used = window.processor_time
-        for usage, seconds in (("busy", used.busy_s), ("own", used.own_s)):
+        usages = {"busy": used.busy_s, "own": used.own_s, "services": used.services_s, "system": used.system_s}
+        if window.configuration in used.networks_s:
+            usages["network"] = used.networks_s[window.configuration]
+        for usage, seconds in usages.items():
             samples.append(sample(catalog.WINDOW_PROCESSOR_SECONDS, {**labels, "usage": usage}, at_ms, seconds))
         samples.append(sample(catalog.WINDOW_PROCESSORS, labels, at_ms, used.processors))
     if window.latency is not None:

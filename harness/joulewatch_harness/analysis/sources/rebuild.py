@@ -256,7 +256,15 @@ def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples
     processors = metrics.get(catalog.WINDOW_PROCESSORS.name, nothing).first(key, at_ms)
     if processors is None or not used.keys() >= {"busy", "own"}:
         return None
-    return ProcessorTime(busy_s=used["busy"], own_s=used["own"], processors=round(processors))
+    configuration, *_ = key
+    return ProcessorTime(
+        busy_s=used["busy"],
+        own_s=used["own"],
+        processors=round(processors),
+        networks_s={configuration: used["network"]} if "network" in used else {},
+        services_s=used.get("services", 0.0),
+        system_s=used.get("system", 0.0),
+    )
 
 
 def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> Edge | None:

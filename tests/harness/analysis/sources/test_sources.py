@@ -55,7 +55,14 @@ def world() -> World:
         dataclasses.replace(
             window,
             clock_step_s=1e-6 * window.index,
-            processor_time=ProcessorTime(busy_s=window.index + 0.75, own_s=window.index + 0.5, processors=4),
+            processor_time=ProcessorTime(
+                busy_s=window.index + 0.75,
+                own_s=window.index + 0.5,
+                processors=4,
+                networks_s={window.configuration: 0.25} if window.kind == "measure" else {},
+                services_s=0.125,
+                system_s=0.0625,
+            ),
         )
         for window in world.record.windows
     ]
@@ -127,7 +134,9 @@ def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.R
             assert mine.latency is not None and mine.latency.p99_s == theirs.latency.p99_s
     # Windows of a run of 0.1.0 have no processor time.
     assert [item.processor_time is None for item in actual.windows[:2]] == [False, True]
-    assert actual.windows[0].processor_time == ProcessorTime(busy_s=0.75, own_s=0.5, processors=4)
+    assert actual.windows[0].processor_time == ProcessorTime(
+        busy_s=0.75, own_s=0.5, processors=4, services_s=0.125, system_s=0.0625
+    )
     assert actual.header.started_at_s == world.record.header.started_at_s
     assert actual.header.provenance["hardware"] == "2x AMD EPYC 7763"
     assert [item.name for item in actual.header.exporters] == [EXPORTER]
