@@ -452,6 +452,7 @@ class Family:
             readings={item.index: item.reading for item in missed if item.reading is not None},
             reasons=reasons | {item.index: item.reason or "no step in time" for item in missed},
             offset_ns=wall_offset_ns(self._clock),
+            waited_ns=self._clock.monotonic_ns() - started_ns,
         )
 
     # -- bursts: how often a sensor's value changes ------------------------------------------------

@@ -69,6 +69,8 @@ class FamilyEdge:
     """Index -> why a counter has no steps."""
     offset_ns: int = 0
     """Wall clock minus monotonic clock."""
+    waited_ns: int = 0
+    """Time for which the counters were read for their steps."""
 
 
 class Watched:

@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
@@ -194,7 +195,7 @@ class Connection:
     def _send(self, response: Response, *, head: bool, close: bool) -> None:
         lines = [
             f"HTTP/1.1 {response.status.value} {response.status.phrase}",
-            f"Date: {email.utils.formatdate(usegmt=True)}",
+            f"Date: {_date(int(time.time()))}",
             f"Content-Type: {response.content_type}",
             f"Content-Length: {len(response.body)}",
             *(f"{name}: {value}" for name, value in response.headers),
@@ -213,6 +214,11 @@ class Connection:
             sent = self._connection.sendmsg((data, response.body))
             if sent < len(data) + len(response.body):
                 self._connection.sendall(memoryview(data + response.body)[sent:])
+
+
+@lru_cache(1)
+def _date(unix_s: int) -> str:
+    return email.utils.formatdate(unix_s, usegmt=True)
 
 
 def plain(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:

@@ -161,13 +161,16 @@ def scan_of(infos: tuple[SensorInfo, ...], joules: tuple[float | None, ...], at_
 def test_the_answer_has_the_steps_of_the_counters_and_the_scan_of_the_others() -> None:
     scan = scan_of((info(), info(domain="dram", component="memory"), info(domain="core")), (7.0, 3.0, None), 1000.5)
     steps = Steps(10.0, Step(2_000_000_000, 4_000, 10.25), Step(2_001_000_000, 3_000, 10.5))
-    edge = FamilyEdge(scan=scan, steps={0: steps}, reasons={1: "no step in time"}, offset_ns=999_000_000_000)
-    answer = json.loads(render_edge([edge], start_s=900.0, nodename="node1"))
-    assert (answer["joulewatch_edge"], answer["nodename"], answer["start_s"]) == (1, "node1", 900.0)
+    edge = FamilyEdge(
+        scan=scan, steps={0: steps}, reasons={1: 'no "step"'}, offset_ns=999_000_000_000, waited_ns=1_500_000
+    )
+    answer = json.loads(render_edge([FamilyEdge(scan=scan_of((), (), None)), edge], start_s=900.0, nodename='n"1'))
+    assert (answer["joulewatch_edge"], answer["nodename"], answer["start_s"]) == (1, 'n"1', 900.0)
+    assert answer["waited_s"] == 0.0015
     package, dram = answer["counters"]
     assert (package["joules"], package["read_at_s"]) == (10.5, 1001.001)
     assert package["step"] == {"error_s": 4e-6, "before_joules": 10.0, "first_joules": 10.25, "span_s": 0.001}
-    assert (dram["joules"], dram["read_at_s"], dram["no_step"]) == (3.0, 1000.5, "no step in time")
+    assert (dram["joules"], dram["read_at_s"], dram["no_step"]) == (3.0, 1000.5, 'no "step"')
     assert [dram[name] for name in ("scope", "collector", "component", "device", "domain")] == [
         "device",
         "rapl",
