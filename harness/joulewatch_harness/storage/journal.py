@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,7 +30,7 @@ from joulewatch_harness.records import (
     Setup,
     Window,
     decode_line,
-    encode_line,
+    dump_line,
 )
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ class Journal:
         self.path = path
         self.folder = path.parent
         self._descriptor = descriptor
+        self._lock = threading.Lock()
         self._size = 0
+        self._synced = 0
         self._windows: set[int] = set()
         self._ends: set[tuple[str, str, str, int]] = set()
 
@@ -98,26 +101,43 @@ class Journal:
             RecordError: the journal already has a window with this number, or one of the same series that ends in the
                 same millisecond: Prometheus would store only one of the two.
         """
+        self.write(line)
+        self.sync()
+
+    def write(self, line: Line) -> None:
+        """Write one line. After ``sync`` it also survives a crash of the machine. Errors are those of ``append``."""
         if isinstance(line, Window):
             self._check(line)
         try:
-            data = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            data = dump_line(line)
         except (TypeError, ValueError) as error:
             raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
         content = data.encode("utf-8", "surrogatepass") + b"\n"
-        try:
-            _write_all(self._descriptor, content)
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._drop_torn_line()
-            raise StorageError(
-                f"{self.path}: the line could not be written: {error.strerror or error}; "
-                "earlier lines are complete: free some space and continue"
-            ) from error
-        self._size += len(content)
+        with self._lock:
+            try:
+                _write_all(self._descriptor, content)
+            except OSError as error:
+                self._truncate(self._size)
+                raise self._broken(error) from error
+            self._size += len(content)
         if isinstance(line, Window):
             self._windows.add(line.index)
             self._ends.add(_identity(line))
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk; another thread may write meanwhile.
+
+        Raises:
+            StorageError: the disk is full or broken; the lines since the last sync are removed.
+        """
+        size = self._size
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with self._lock:
+                self._truncate(self._synced)
+            raise self._broken(error) from error
+        self._synced = size
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
@@ -140,13 +160,20 @@ class Journal:
                 "its kind and configuration: Prometheus cannot distinguish windows of 1 ms or less"
             )
 
-    def _drop_torn_line(self) -> None:
+    def _truncate(self, size: int) -> None:
+        self._size = size
         try:
-            os.ftruncate(self._descriptor, self._size)
-            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+            os.ftruncate(self._descriptor, size)
+            os.lseek(self._descriptor, size, os.SEEK_SET)
         except OSError as error:
             # Readers ignore an incomplete last line.
             logger.warning("%s: an incomplete line could not be removed: %s", self.path, error.strerror)
+
+    def _broken(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self.path}: the line could not be written: {error.strerror or error}; "
+            "earlier lines are complete: free some space and continue"
+        )
 
 
 def _identity(window: Window) -> tuple[str, str, str, int]:

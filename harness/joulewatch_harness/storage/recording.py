@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from joulewatch_harness.clients.exporter import ExporterClient, Scrape, parse_key
 from joulewatch_harness.errors import ConfigError, RecordError, StorageError
-from joulewatch_harness.records import Line, RunHeader, RunRecord, decode_line, encode_line
+from joulewatch_harness.records import Line, RunHeader, RunRecord, decode_line, dump_line
 from joulewatch_harness.storage.journal import run_from_lines
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class RecordingWriter:
     def add_line(self, line: Line) -> None:
         """Store a line of the journal; it is on disk when this returns."""
         try:
-            text = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            text = dump_line(line)
         except (TypeError, ValueError) as error:
             raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
         with self._transaction(full=True):
