@@ -6,8 +6,9 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -37,7 +38,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class EdgeSocket:
-    """One connection to the socket. ``ask`` does as little as possible: it is called next to the measured work."""
+    """One connection to the socket. It does as little as possible: it is used next to the measured work."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         """Connect.
@@ -46,15 +47,27 @@ class EdgeSocket:
             OSError: The socket is not there, or this user may not connect.
         """
         self.path = path
+        self._timeout_s = timeout_s
         self._socket = _connect(path, timeout_s)
+        self._is_asked = False
 
-    def ask(self) -> bytes:
+    def ask(self, meanwhile: Callable[[], None] | None = None) -> bytes:
         """Request an edge and return the body of the answer.
+
+        Args:
+            meanwhile: Called while the exporter waits for the counters.
 
         Raises:
             OSError: The exporter does not answer, or its answer is not an edge.
         """
+        if self._is_asked:
+            # The caller was interrupted (Ctrl-C) before it had the last answer, which would now seem to be this one.
+            self._socket.close()
+            self._socket = _connect(self.path, self._timeout_s)
+        self._is_asked = True
         self._socket.sendall(_REQUEST)
+        if meanwhile is not None:
+            meanwhile()
         answer = b""
         while (end := answer.find(b"\r\n\r\n")) < 0:
             answer += self._receive(len(answer))
@@ -64,6 +77,7 @@ class EdgeSocket:
         size = end + 4 + int(length[1])
         while len(answer) < size:
             answer += self._receive(len(answer))
+        self._is_asked = False
         return answer[end + 4 : size]
 
     def _receive(self, received: int) -> bytes:
@@ -98,8 +112,9 @@ class EdgeAnswer:
     """Unix time of the newest read that was made after the request, on the exporter's clock."""
 
     @classmethod
+    @lru_cache(8)
     def parse(cls, body: bytes, exporter: str) -> Self:
-        """Parse the body of an answer.
+        """Parse the body of an answer; that of the start of a window is needed twice.
 
         Raises:
             ValueError: It is not an edge of a known format.

@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -235,8 +235,16 @@ class ExporterClient:
             raise ExporterUnreachableError(f"exporter {self.url}: HTTP {status}; {_excerpt(body)}")
         return Answer(requested_at_s=requested_at_s, answered_at_s=answered_at_s, body=body)
 
-    def fetch_edge(self) -> Answer:
+    @property
+    def waits(self) -> bool:
+        """Whether the exporter waits for its counters at an edge, because its socket is used."""
+        return self._edge_socket is not None
+
+    def fetch_edge(self, meanwhile: Callable[[], None] | None = None) -> Answer:
         """Request the energy counters at an edge: from the exporter's socket if there is one, else by a scrape.
+
+        Args:
+            meanwhile: Called once, while an exporter that ``waits`` does so.
 
         Raises:
             ExporterUnreachableError: as ``fetch``.
@@ -248,7 +256,7 @@ class ExporterClient:
         if self._edge_socket is not None:
             requested_at_s = time.time()
             try:
-                body = self._edge_socket.ask()
+                body = self._edge_socket.ask(meanwhile)
             except OSError as error:
                 self._edge_socket.close()
                 self._edge_socket = None

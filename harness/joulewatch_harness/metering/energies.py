@@ -15,7 +15,7 @@ from joulewatch_harness.analysis.results.averages import covers_of, per_inferenc
 from joulewatch_harness.analysis.results.idle import mean_idle_power
 from joulewatch_harness.analysis.results.model import COMPONENTS, TOTAL, Estimate, IdlePower
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
-from joulewatch_harness.analysis.sources.history import History
+from joulewatch_harness.analysis.sources.history import History, is_gauge
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.metering.values import Energy
 from joulewatch_harness.records import RunHeader, RunRecord, Window
@@ -38,10 +38,40 @@ class WindowEnergies:
 def energies_of(header: RunHeader, windows: Sequence[Window]) -> WindowEnergies:
     """Return the energies of the last of some windows of a run; the others show the machine's other powers."""
     index = windows[-1].index
-    record = RunRecord(header=header, configurations=(), windows=tuple(windows))
+    record = RunRecord(header=header, configurations=(), windows=_needed(header, windows))
     run = measure_whole_run(record, History(source=""))
     (measured,) = (one for one in run.windows if one.window.index == index)
     return _Reader(run, measured).read()
+
+
+def _needed(header: RunHeader, windows: Sequence[Window]) -> tuple[Window, ...]:
+    """Return the last window, the idle ones, and those with the smallest and largest power of each sensor.
+
+    That of a gauge may be frozen, which the others show.
+    """
+    *others, last = windows
+    if any(map(is_gauge, header.sensors)):
+        return tuple(windows)
+    extremes: dict[SensorId, tuple[tuple[float, int], tuple[float, int]]] = {}
+    for position, window in enumerate(others):
+        for sensor, watts in _powers(window):
+            power = (watts, position)
+            least, most = extremes.get(sensor, (power, power))
+            extremes[sensor] = min(least, power), max(most, power)
+    positions = {position for both in extremes.values() for _, position in both}
+    return (*(one for at, one in enumerate(others) if one.kind == "idle" or at in positions), last)
+
+
+def _powers(window: Window) -> Iterator[tuple[SensorId, float]]:
+    """Yield the mean power of each sensor between the readings of a window."""
+    if window.start_edge is None or window.end_edge is None:
+        return
+    before = {SensorId.of(counter): counter for counter in window.start_edge.counters}
+    for end in window.end_edge.counters:
+        sensor = SensorId.of(end)
+        start = before.get(sensor)
+        if start is not None and end.read_at_s > start.read_at_s:
+            yield sensor, (end.energy_joules - start.energy_joules) / (end.read_at_s - start.read_at_s)
 
 
 class _Reader:

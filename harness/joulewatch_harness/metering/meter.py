@@ -22,6 +22,7 @@ from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.delivery import Delivery, open_delivery
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.metering.background_sync import BackgroundSync
 from joulewatch_harness.metering.exporters import Connection, connect
 from joulewatch_harness.metering.shared_edges import SharedEdges
 from joulewatch_harness.metering.sync import check_sync
@@ -153,6 +154,7 @@ class Meter:
                 for window in self._open:
                     running.log.note("interrupted", f"window {window.name!r} was still open at the end of the run")
                 running.log.end("complete", "")
+                running.sync.close()
                 report = running.delivery.close(DELIVERY_WAIT_S)
                 if not report.complete:
                     missing = report.windows - report.delivered
@@ -181,10 +183,11 @@ class Meter:
         Raises:
             ConfigError: No window is open.
         """
+        at_ns = time.monotonic_ns()
         window = window or current()
         if window is None:
             raise ConfigError("end() without begin(): no window is open in this thread or task")
-        return window.end()
+        return window.end_at(at_ns)
 
     def results(self) -> Run:
         """Return the results so far: one for each name, with the windows of that name as repeats."""
@@ -234,7 +237,16 @@ class Meter:
                 if not window.is_within(other):
                     window.overlaps = other.overlaps = True
             self._open[window] = None
-        return Bracket(time, running.edges, running.processors)
+        return Bracket(time, running.edges, running.processors, settle=running.sync.settle)
+
+    def settle(self) -> None:
+        """Wait until all windows are on the disk.
+
+        Raises:
+            StorageError: They could not be written.
+        """
+        if (running := self._running) is not None:
+            running.sync.settle()
 
     def drop_window(self, window: Measurement) -> None:
         """Forget a window that could not be opened."""
@@ -305,11 +317,17 @@ class Meter:
         delivery = open_delivery(self._prometheus, folder=folder)
         journal = stack.enter_context(Journal.create(self._output, header))
         reader = stack.enter_context(EdgeReader([ExporterClient(url) for url in found.urls]))
-        log = RunLog(run, journal=journal, recording=None, delivery=delivery, reporter=_Notes(), clock=time)
+        sync = BackgroundSync(journal, delivery)
+        log = RunLog(run, journal=sync, recording=None, delivery=sync, reporter=_Notes(), clock=time)
         delivery.start(header)
         self._header = header
         self._running = _Running(
-            log=log, delivery=delivery, edges=SharedEdges(reader), processors=ProcessorClock(), stack=stack.pop_all()
+            log=log,
+            sync=sync,
+            delivery=delivery,
+            edges=SharedEdges(reader),
+            processors=ProcessorClock(),
+            stack=stack.pop_all(),
         )
 
     def _make_header(self, run: str, found: Connection) -> RunHeader:
@@ -367,6 +385,7 @@ class _Running:
     """What an open meter writes with."""
 
     log: RunLog
+    sync: BackgroundSync
     delivery: Delivery
     edges: SharedEdges
     processors: ProcessorClock

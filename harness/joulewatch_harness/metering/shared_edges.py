@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from joulewatch_harness.records import Edge
-from joulewatch_harness.runner.bracket import EdgeSource, UnparsedEdge
+from joulewatch_harness.runner.bracket import UnparsedEdge, WaitingSource
 
 
 class SharedEdges:
@@ -18,24 +18,25 @@ class SharedEdges:
     Nested windows end in another order than they start.
     """
 
-    def __init__(self, reader: EdgeSource) -> None:
+    def __init__(self, reader: WaitingSource) -> None:
         self._reader: Final = reader
         self._fetching = threading.Lock()
         self._parsing = threading.Lock()
         self._unparsed: deque[_Shared] = deque()
 
-    def fetch(self) -> UnparsedEdge:
-        """Read all exporters; a window of another thread that is reading them delays this."""
-        return self._fetch(self._reader.fetch)
-
-    def fetch_start(self) -> UnparsedEdge:
-        """Read all exporters before a window begins; a reader that can do so reads again if an edge was late."""
-        return self._fetch(getattr(self._reader, "fetch_start", self._reader.fetch))
-
-    def _fetch(self, fetch: Callable[[], UnparsedEdge]) -> UnparsedEdge:
+    def fetch_start(self, meanwhile: Callable[[], None]) -> UnparsedEdge:
+        """Read all exporters before a window begins; a window of another thread that is reading them delays this."""
         with self._fetching:
-            edge = _Shared(self, fetch())
-            self._unparsed.append(edge)
+            return self._keep(self._reader.fetch_start(meanwhile))
+
+    def fetch_end(self, meanwhile: Callable[[], None]) -> UnparsedEdge:
+        """Read all exporters after a window has ended; as ``fetch_start``."""
+        with self._fetching:
+            return self._keep(self._reader.fetch_end(meanwhile))
+
+    def _keep(self, fetched: UnparsedEdge) -> UnparsedEdge:
+        edge = _Shared(self, fetched)
+        self._unparsed.append(edge)
         return edge
 
     def parse_until(self, edge: _Shared) -> Edge:

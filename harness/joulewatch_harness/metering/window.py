@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
@@ -72,14 +73,14 @@ class Measurement:
     # The window
 
     def __enter__(self) -> Self:
-        self.begin()
-        return self
+        return self.begin()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        at_ns = time.monotonic_ns()
         try:
-            self.end(interrupted=error is not None)
+            self.end_at(at_ns, interrupted=error is not None)
         except JoulewatchError as own_error:
             if error is None:
                 raise
@@ -92,6 +93,7 @@ class Measurement:
         Raises:
             ConfigError: The window was opened before, the meter has too many names, or an option is not valid.
             ExporterUnreachableError: No exporter answers, or it has no energy sensor (the first window only).
+            StorageError: An earlier window could not be written.
         """
         if self._bracket is not None or self._stored is not None:
             raise ConfigError(f"window {self.name!r}: was opened before; call measure() for each window")
@@ -99,22 +101,29 @@ class Measurement:
         synchronise(self._sync)
         self._parent = current()
         bracket = meter.open_window(self)
+        self._bracket, self._meter = bracket, meter
+        _current.set(self)
         try:
             bracket.__enter__()
         except BaseException:
+            self._bracket = None
+            _current.set(self._parent)
             meter.drop_window(self)
             raise
-        self._bracket, self._meter = bracket, meter
-        _current.set(self)
-        return self
+        bracket.start()
+        return self  # nothing is between the start and the user's code
 
     def end(self, *, interrupted: bool = False) -> Self:
         """Close the window; ``interrupted`` marks it, and excludes it from the summary of its name.
 
         Raises:
             ConfigError: The window is not open.
-            RecordError: The journal cannot be written, because the disk is full.
+            StorageError: The journal cannot be written, because the disk is full.
         """
+        return self.end_at(time.monotonic_ns(), interrupted=interrupted)
+
+    def end_at(self, at_ns: int, *, interrupted: bool = False) -> Self:
+        """Close the window, whose work ended at a monotonic time, or ends with its synchronisation; as ``end``."""
         bracket, meter = self._bracket, self._meter
         if bracket is None or meter is None:
             raise ConfigError(f"window {self.name!r}: is not open")
@@ -133,6 +142,7 @@ class Measurement:
             interrupted = True
             raise
         finally:
+            bracket.stop(None if self._sync else at_ns)
             bracket.__exit__(None)
             self.interrupted = interrupted
             self._stored = meter.close_window(self, bracket)
@@ -170,6 +180,8 @@ class Measurement:
     def _result(self) -> tuple[RunHeader, tuple[Window, ...]]:
         if self._stored is None:
             raise ConfigError(f"window {self.name!r}: {self._lost or 'has no result before its end'}")
+        if self._meter is not None:
+            self._meter.settle()
         return self._stored
 
     @property

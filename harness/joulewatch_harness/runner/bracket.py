@@ -2,9 +2,9 @@
 
 ::
 
-    clock mapping | processor time | energy counters | start time
+    clock mapping | processor time, energy counters | start time
         | work |
-    end time | energy counters | processor time | clock mapping
+    end time | energy counters, processor time | clock mapping
 
 Why in this order:
 
@@ -18,17 +18,16 @@ Why in this order:
 * The mapping from monotonic to wall clock is read on both sides, and each edge is converted with the mapping of its
   own side. A wall clock that NTP slews during the window then gives the right time at both edges. The difference
   between the two mappings is stored: if the clock was set in between, the analysis rejects the window.
-* The processor times are read outside the energy counters, because reading them takes up to a millisecond on a large
-  machine, and they need no such precision: they are scaled to the length of the window.
-* Parsing, writing and delivering wait until the bracket is closed: nothing that costs energy or time competes with
-  the work.
+* The processor times need no such precision: they are scaled to the length of the window. Reading them takes up to a
+  millisecond on a large machine. It is done while an exporter waits for its counters, else outside the energy counters.
+* Parsing, writing and delivering wait until the work has ended: nothing that costs energy or time competes with it.
 
 If the work raises an exception, nothing more is read: there is no window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
@@ -50,12 +49,14 @@ class EdgeSource(Protocol):
 
 
 @runtime_checkable
-class StartSource(Protocol):
-    """An ``EdgeSource`` whose edges may be late."""
+class WaitingSource(Protocol):
+    """An ``EdgeSource`` that may wait for the counters, and calls ``meanwhile`` then, or outside its requests."""
 
-    def fetch_start(self) -> UnparsedEdge:
+    def fetch_start(self, meanwhile: Callable[[], None]) -> UnparsedEdge:
         """Fetch the edge at the start of a window, and another one if it is late."""
         ...
+
+    def fetch_end(self, meanwhile: Callable[[], None]) -> UnparsedEdge: ...
 
 
 class WindowContents(TypedDict, total=False):
@@ -82,48 +83,75 @@ class Bracket:
         edges: Reads the energy counters; None for a window whose energy is not evaluated.
         processors: Reads the processor times; None: they stay unknown.
         networks: The configurations that are measured in the window.
+        settle: Called once before the start: waits for earlier work that is not to be part of the window.
     """
 
     def __init__(
         self,
         clock: Clock,
-        edges: EdgeSource | None = None,
+        edges: EdgeSource | WaitingSource | None = None,
         processors: ProcessorSource | None = None,
         networks: Sequence[str] = (),
+        settle: Callable[[], None] | None = None,
     ) -> None:
         self._clock = clock
-        self._edges = edges
+        self._waiting = edges if isinstance(edges, WaitingSource) else None
+        self._edges = None if isinstance(edges, WaitingSource) else edges
         self._processors = processors
         self._networks = networks
+        self._settle = settle
         self._start_used: ProcessorReading | None = None
         self._end_used: ProcessorReading | None = None
         self._start_edge: UnparsedEdge | None = None
         self._end_edge: UnparsedEdge | None = None
+        self._start_parsed: Edge | None = None
         self.start_ns = 0
         """Monotonic time of the start; valid inside the bracket already."""
         self.end_ns = 0
 
     def __enter__(self) -> Self:
         self._start_mapping = ClockMapping.read(self._clock)
-        if self._processors is not None:
-            self._start_used = self._processors.read()
-        if self._edges is not None:
-            if isinstance(self._edges, StartSource):
-                self._start_edge = self._edges.fetch_start()
-            else:
+        if self._waiting is not None:
+            self._start_edge = self._waiting.fetch_start(self._before_start)
+        else:
+            self._before_start()
+            if self._edges is not None:
                 self._start_edge = self._edges.fetch()
-        self.start_ns = self._clock.monotonic_ns()
+        self.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None:
             return
-        self.end_ns = self._clock.monotonic_ns()
-        if self._edges is not None:
-            self._end_edge = self._edges.fetch()
+        if not self.end_ns:
+            self.stop()
+        if self._waiting is not None:
+            self._end_edge = self._waiting.fetch_end(self._after_end)
+        else:
+            if self._edges is not None:
+                self._end_edge = self._edges.fetch()
+            self._after_end()
+        self._end_mapping = ClockMapping.read(self._clock)
+
+    def start(self) -> None:
+        """Note the start of the work: again, if something happened between ``__enter__`` and it."""
+        self.start_ns = self._clock.monotonic_ns()
+
+    def stop(self, at_ns: int | None = None) -> None:
+        """Note the end of the work, now or at a monotonic time, if something happens between it and ``__exit__``."""
+        self.end_ns = self._clock.monotonic_ns() if at_ns is None else at_ns
+
+    def _before_start(self) -> None:
+        if self._settle is not None:
+            self._settle()
+        if self._processors is not None:
+            self._start_used = self._processors.read()
+
+    def _after_end(self) -> None:
         if self._processors is not None:
             self._end_used = self._processors.read()
-        self._end_mapping = ClockMapping.read(self._clock)
+        if self._start_edge is not None:
+            self._start_parsed = self._start_edge.parse()
 
     @property
     def duration_ns(self) -> int:
@@ -146,8 +174,7 @@ class Bracket:
         return (self._end_mapping.offset_ns - self._start_mapping.offset_ns) * 1e-9
 
     def window(self, *, run: str, index: int, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:
-        """Build the window; parses the edges, in the order in which they were read."""
-        start_edge = None if self._start_edge is None else self._start_edge.parse()
+        """Build the window."""
         end_edge = None if self._end_edge is None else self._end_edge.parse()
         return Window(
             run=run,
@@ -160,7 +187,7 @@ class Bracket:
             clock_step_s=self.clock_step_s,
             processor_time=used_between(self._start_used, self._end_used, self.duration_s, self._networks),
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
-            start_edge=start_edge,
+            start_edge=self._start_parsed,
             end_edge=end_edge,
             **contents,
         )

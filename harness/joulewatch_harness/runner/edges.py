@@ -13,7 +13,7 @@ An edge is read next to a running measurement, so it is read in two parts:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Self
@@ -84,19 +84,44 @@ class EdgeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def fetch_start(self) -> FetchedEdge:
-        """Fetch the edge at the start of a window: another one, up to twice, if this one is late."""
-        for _ in range(START_TRIES - 1):
-            edge = self.fetch()
-            if not edge.is_late(time.time()):
-                return edge
-        return self.fetch()
+    def fetch_start(self, meanwhile: Callable[[], None]) -> FetchedEdge:
+        """Fetch the edge at the start of a window: another one, up to twice, if this one is late.
 
-    def fetch(self) -> FetchedEdge:
+        Args:
+            meanwhile: Called once: while an exporter waits for its counters, or before the first request.
+        """
+        if self._waits:
+            edge = self.fetch(meanwhile)
+        else:
+            meanwhile()
+            edge = self.fetch()
+        for _ in range(START_TRIES - 1):
+            if not edge.is_late(time.time()):
+                break
+            edge = self.fetch()
+        return edge
+
+    def fetch_end(self, meanwhile: Callable[[], None]) -> FetchedEdge:
+        """Fetch the edge at the end of a window.
+
+        Args:
+            meanwhile: Called once: while an exporter waits for its counters, or after the answers.
+        """
+        if self._waits:
+            return self.fetch(meanwhile)
+        edge = self.fetch()
+        meanwhile()
+        return edge
+
+    @property
+    def _waits(self) -> bool:
+        return self._pool is None and any(client.waits for client in self.clients)
+
+    def fetch(self, meanwhile: Callable[[], None] | None = None) -> FetchedEdge:
         """Send one request to every exporter; an exporter that does not answer is not an error."""
         requested_at_s = time.time()
         if self._pool is None:
-            answers = [_fetch(client) for client in self.clients]
+            answers = [_fetch(client, meanwhile) for client in self.clients]
         else:
             answers = list(self._pool.map(_fetch, self.clients))
         return FetchedEdge(requested_at_s, time.time(), tuple(zip(self.clients, answers, strict=True)))
@@ -109,9 +134,9 @@ class EdgeReader:
             client.close()
 
 
-def _fetch(client: ExporterClient) -> Answer:
+def _fetch(client: ExporterClient, meanwhile: Callable[[], None] | None = None) -> Answer:
     try:
-        return client.fetch_edge()
+        return client.fetch_edge(meanwhile)
     except ExporterUnreachableError as error:
         now_s = time.time()
         return Answer(requested_at_s=now_s, answered_at_s=now_s, error=str(error))

@@ -39,6 +39,9 @@ class Exporter:
         self.edges = [edge()]
         """The last one is repeated."""
         self.asked: list[str] = []
+        self.hold = threading.Event()
+        """Edges are answered while it is set."""
+        self.hold.set()
         self._headers = headers
         self._listener = listener
         self._connections: list[socket.socket] = []
@@ -63,6 +66,7 @@ class Exporter:
             self.asked.append(target)
             body = PAGE
             if target == "/edge":
+                self.hold.wait(5)
                 body = self.edges.pop(0) if len(self.edges) > 1 else self.edges[0]
             head = f"HTTP/1.1 200 OK\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
             # In two pieces, as a kernel may deliver it.
@@ -182,10 +186,52 @@ def test_a_late_edge_at_a_start_is_read_again(
 ) -> None:
     at_socket.edges = [edge(), edge(**late)]
     with EdgeReader([ExporterClient(on_port[0])]) as reader:
-        reader.fetch_start()
+        reader.fetch_start(lambda: None)
         assert len(at_socket.asked) == 1 + tries
         reader.fetch()
         assert len(at_socket.asked) == 2 + tries
+
+
+def test_work_is_done_while_the_exporter_waits_or_else_outside_the_requests(
+    at_socket: Exporter, on_port: tuple[str, Exporter]
+) -> None:
+    """The first edge is a scrape, which finds the socket."""
+    url, port = on_port
+    with EdgeReader([ExporterClient(url)]) as reader:
+        order: list[str] = []
+
+        def note() -> None:
+            order.append(f"{len(port.asked)} and {len(at_socket.asked)}, answered: {reader.clients[0].waits}")
+
+        reader.fetch_start(note)
+        assert order == ["0 and 0, answered: False"]
+        assert len(at_socket.asked) == 2, "one request finds out whether it is the same exporter"
+        at_socket.hold.clear()
+        reader.fetch_end(at_socket.hold.set)
+        assert len(at_socket.asked) == 3, "the answer came after the work"
+    at_socket.drop()
+    with EdgeReader([ExporterClient(url)]) as reader:
+        order.clear()
+        before = len(port.asked)
+        reader.fetch_end(note)
+        assert order == [f"{before + 1} and 3, answered: False"]
+
+
+def test_an_answer_that_nobody_waited_for_is_not_that_of_the_next_request(
+    at_socket: Exporter, on_port: tuple[str, Exporter]
+) -> None:
+    """As after Ctrl-C in a notebook."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    at_socket.edges = [edge(), edge(joules=1.0), edge(joules=2.0), edge(joules=3.0)]
+    with ExporterClient(on_port[0]) as client:
+        client.fetch_edge()
+        with pytest.raises(KeyboardInterrupt):
+            client.fetch_edge(interrupt)
+        (counter,), _ = client.parse_edge(client.fetch_edge())
+    assert counter.energy_joules == 3.0
 
 
 @pytest.mark.parametrize("body", ['{"joulewatch_edge":2}', "[]", "{", '{"joulewatch_edge":1,"counters":[{}]}'])

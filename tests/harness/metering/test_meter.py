@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
+from joulewatch_harness.analysis.sources.history import History
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, FindingsError, RecordError
 from joulewatch_harness.metering import exporters
 from joulewatch_harness.metering import meter as meter_module
+from joulewatch_harness.metering.energies import _needed
 from joulewatch_harness.metering.meter import MOST_NAMES, Meter
 from joulewatch_harness.metering.window import Measurement
-from joulewatch_harness.records import Window
+from joulewatch_harness.records import RunRecord, Window
 from joulewatch_harness.storage.journal import read_run
 from support.counting_exporter import Counter, CountingExporter
 from support.servers import free_port
@@ -213,7 +219,7 @@ def test_a_full_disk_is_an_error_but_hides_no_exception(
         raise RecordError("journal.jsonl: no space left")
 
     with pytest.raises(RecordError, match="no space left"), meter.measure("a"):
-        monkeypatch.setattr("joulewatch_harness.storage.journal.Journal.append", full)
+        monkeypatch.setattr("joulewatch_harness.storage.journal.Journal.write", full)
     with pytest.raises(ZeroDivisionError), meter.measure("a"):
         raise ZeroDivisionError
     assert "no space left" in caplog.text
@@ -222,6 +228,42 @@ def test_a_full_disk_is_an_error_but_hides_no_exception(
         busy()
     assert window.joules is not None
     assert len(stored(meter)) == 1
+
+
+KILLED = """
+import os, signal, sys
+from joulewatch_harness.metering.meter import Meter
+
+meter = Meter(sys.argv[1], output=sys.argv[2]).open()
+meter.begin("a")
+os.fsync = lambda descriptor: signal.pause()
+meter.end()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_loses_no_window_that_has_ended(exporter: CountingExporter, tmp_path: Path) -> None:
+    """Even if the disk is still busy."""
+    done = subprocess.run([sys.executable, "-c", KILLED, exporter.url, str(tmp_path)], check=False, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    (folder,) = tmp_path.iterdir()
+    assert [window.configuration for window in read_run(folder).windows] == ["a"]
+
+
+def test_results_wait_for_the_disk(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    allowed = threading.Event()
+
+    def slow(descriptor: int) -> None:
+        allowed.wait(5)
+        synced.append(descriptor)
+
+    with meter.measure("a") as window:
+        monkeypatch.setattr(os, "fsync", slow)
+    assert synced == []
+    allowed.set()
+    assert window.joules is not None
+    assert len(synced) >= 1
 
 
 def test_begin_and_end(meter: Meter) -> None:
@@ -366,6 +408,25 @@ def test_a_folder_that_cannot_be_written(exporter: CountingExporter, tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output folder"):
         Meter(exporter.url, output=tmp_path / "file").open()
+
+
+def test_the_energies_are_those_with_all_recent_windows(meter: Meter) -> None:
+    """Only the windows with the smallest and largest power matter, and the idle ones."""
+    for _ in range(4):
+        with meter.measure("a") as window:
+            busy(0.005)
+    header, windows = window._result()
+    needed = _needed(header, windows)
+    assert len(windows) == 4
+    assert 2 <= len(needed) <= 3
+    assert needed[-1] is windows[-1]
+    run = measure_whole_run(RunRecord(header=header, configurations=(), windows=windows), History(source=""))
+    (energy,) = (result.energy for result in run.windows[-1].sensors.values())
+    assert energy is not None
+    assert window.joules == pytest.approx(energy.joules)
+    assert window.uncertainty == pytest.approx(1.96 * energy.standard_joules, rel=1e-3)
+    gauges = tuple(replace(sensor, reads="power") for sensor in header.sensors)
+    assert _needed(replace(header, sensors=gauges), windows) == windows
 
 
 def test_idle_power_gives_net_energy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from joulewatch_harness.metering.shared_edges import SharedEdges
 from joulewatch_harness.records import Edge
 
@@ -13,16 +15,16 @@ class Reader:
         self.fetched = 0
         self.parsed: list[int] = []
 
-    def fetch(self) -> Numbered:
-        self.fetched += 1
+    def fetch_start(self, meanwhile: Callable[[], None]) -> Numbered:
+        """The first edge is late."""
+        meanwhile()
+        self.fetched += 2
         return Numbered(self, self.fetched)
 
-
-class LateReader(Reader):
-    def fetch_start(self) -> Numbered:
-        """The first edge is late."""
-        self.fetch()
-        return self.fetch()
+    def fetch_end(self, meanwhile: Callable[[], None]) -> Numbered:
+        meanwhile()
+        self.fetched += 1
+        return Numbered(self, self.fetched)
 
 
 class Numbered:
@@ -35,10 +37,13 @@ class Numbered:
         return Edge(requested_at_s=self.number, answered_at_s=self.number, counters=())
 
 
+def nothing() -> None: ...
+
+
 def test_answers_are_parsed_once_and_in_the_order_of_the_requests() -> None:
     reader = Reader()
     edges = SharedEdges(reader)
-    outer, inner, end = (edges.fetch() for _ in range(3))
+    outer, inner, end = (edges.fetch_end(nothing) for _ in range(3))
     assert inner.parse().requested_at_s == 2
     assert reader.parsed == [1, 2]
     assert [edge.parse().requested_at_s for edge in (end, outer, inner)] == [3, 1, 2]
@@ -46,5 +51,7 @@ def test_answers_are_parsed_once_and_in_the_order_of_the_requests() -> None:
 
 
 def test_the_start_is_read_as_the_reader_does() -> None:
-    assert SharedEdges(Reader()).fetch_start().parse().requested_at_s == 1
-    assert SharedEdges(LateReader()).fetch_start().parse().requested_at_s == 2
+    called: list[str] = []
+    edge = SharedEdges(Reader()).fetch_start(lambda: called.append("meanwhile"))
+    assert edge.parse().requested_at_s == 2
+    assert called == ["meanwhile"]
