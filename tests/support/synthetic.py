@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,11 +49,15 @@ class Signal:
     """Start of each step; before the first step the power is ``watts[0]``."""
     watts: tuple[float, ...]
 
+    @functools.cached_property
+    def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Start, power and energy up to the start of each step."""
+        times, watts = np.asarray(self.times_s), np.asarray(self.watts)
+        return times, watts, np.concatenate(([0.0], np.cumsum(np.diff(times) * watts[:-1])))
+
     def energy_joules(self, at_s: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the joules from the first step to ``at_s``; negative before it."""
-        times = np.asarray(self.times_s)
-        watts = np.asarray(self.watts)
-        sums = np.concatenate(([0.0], np.cumsum(np.diff(times) * watts[:-1])))
+        times, watts, sums = self._steps
         at = np.asarray(at_s, dtype=np.float64)
         index = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 1)
         return np.asarray(sums[index] + (at - times[index]) * watts[index])
