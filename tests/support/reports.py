@@ -10,6 +10,7 @@ from joulewatch_harness.analysis.reports.html_parts import ReportedRun
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.results.timeline import power_lines
+from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.records import Note, PhaseTime, RunRecord, Window
 from support.synthetic import RUN, TWO_SOCKETS, ListSource, make_world, sensor
 
@@ -73,6 +74,8 @@ def poisoned(value: Any, name: str = "") -> Any:
         return dataclasses.replace(value, **fields)
     if isinstance(value, Mapping):
         return {poisoned(key, name): poisoned(item, name) for key, item in value.items()}
+    if isinstance(value, SensorId):
+        return SensorId(**{field: poisoned(text, field) for field, text in value._asdict().items()})
     if isinstance(value, (list, tuple)):
         return type(value)(poisoned(item, name) for item in value)
     return value

@@ -51,7 +51,7 @@ def with_calibration(energy: WindowEnergy, calibration: CalibrationRecord | None
     offset_joules = calibration.offset_watts * duration_s
     joules = gain * energy.joules + offset_joules
     scaled = [
-        replace(item, standard_joules=gain * item.standard_joules, half_width_joules=gain * item.half_width_joules)
+        item._replace(standard_joules=gain * item.standard_joules, half_width_joules=gain * item.half_width_joules)
         for item in energy.budget
     ]
     return replace(
@@ -106,9 +106,8 @@ def _items(calibration: CalibrationRecord, watts: float, duration_s: float, joul
         return budget_item(name, NORMAL_95 * standard_joules, "normal", text, systematic=True, family=calibration.date)
 
     lines = [
-        replace(
-            item(GAIN, abs(gain), f"gain of {about}, {abs(watts - centre_watts):.3g} W from its centre"),
-            sign=-1 if gain < 0 else 1,
+        item(GAIN, abs(gain), f"gain of {about}, {abs(watts - centre_watts):.3g} W from its centre")._replace(
+            sign=-1 if gain < 0 else 1
         ),
         item(LEVEL, level_watts * duration_s, f"{level_watts:.2g} W (standard) at the centre of {about}"),
         item(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.errors import CoverageError
@@ -75,8 +75,7 @@ class ClockOffset:
 UNKNOWN_CLOCK: Final = ClockOffset(-UNKNOWN_OFFSET_S, UNKNOWN_OFFSET_S, known=False)
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeReading:
+class EdgeReading(NamedTuple):
     """One counter read at one edge: joules, and the time on the exporter's clock.
 
     If both readings of a window have the same ``offset``, they have the same error of it.
@@ -89,8 +88,7 @@ class EdgeReading:
     """The refreshes up to this reading, if the exporter waited for them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetItem:
+class BudgetItem(NamedTuple):
     """One component of an uncertainty budget (GUM, annex H.1)."""
 
     name: str

@@ -262,7 +262,7 @@ def _joined(first: History, other: History) -> History:
     for sensor in (*other.counters, *other.powers):
         same = next((known[place] for place in _places(other, sensor) if place in known), None)
         if same is not None and sensor.scope == "device":
-            moved[sensor] = replace(sensor, scope="part")
+            moved[sensor] = sensor._replace(scope="part")
         if same is not None:
             twice.setdefault((same.exporter, sensor.exporter), []).append(sensor)
     notices = [

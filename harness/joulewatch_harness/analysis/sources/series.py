@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,8 @@ _SHORTEST_GAP_S: Final = 0.5
 _LOOPBACK: Final = ("127.", "localhost", "[::1]", "unix:")
 
 
-@dataclass(frozen=True, slots=True, order=True, kw_only=True)
-class SensorId:
-    """Identity of an energy series: its exporter and its labels."""
+class SensorId(NamedTuple):
+    """Identity of an energy series: its exporter and its labels. A tuple, because its hash is needed all the time."""
 
     exporter: str
     """Prometheus' ``instance``, or the exporter's name in a recording."""
@@ -34,14 +33,7 @@ class SensorId:
     @classmethod
     def of(cls, record: SensorRecord | EdgeCounter | PhasePowers) -> Self:
         """Return the identity of a sensor or counter in the record of a run."""
-        return cls(
-            exporter=record.exporter,
-            scope=record.scope,
-            collector=record.collector,
-            component=record.component,
-            device=record.device,
-            domain=record.domain,
-        )
+        return cls(record.exporter, record.scope, record.collector, record.component, record.device, record.domain)
 
     def __str__(self) -> str:
         return f"{self.exporter}/{self.collector}/{self.device}/{self.domain}"
