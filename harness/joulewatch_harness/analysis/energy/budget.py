@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import lru_cache
 from typing import Final
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, ClockOffset, Distribution
@@ -43,7 +44,12 @@ def budget_item(
 
 def without_zeros(*items: BudgetItem) -> tuple[BudgetItem, ...]:
     """Return the components that are not 0, and the accuracy: its presence shows that one is published."""
-    return tuple(item for item in items if item.half_width_joules > 0 or item.name == ACCURACY)
+    return tuple([item for item in items if item.half_width_joules > 0 or item.name == ACCURACY])
+
+
+@lru_cache(maxsize=256)
+def _refresh_text(refresh_s: float) -> str:
+    return f"the value is up to {refresh_s:.3g} s old at either edge"
 
 
 def counter_items(
@@ -63,8 +69,7 @@ def counter_items(
     half = traits.refresh_s * math.sqrt((power * power + (7 if integrated else 4) * variance) * stale_edges / 2)
     items = []
     if half > 0:
-        text = f"the value is up to {traits.refresh_s:.3g} s old at either edge"
-        items.append(budget_item("refresh", half, "triangular", text))
+        items.append(budget_item("refresh", half, "triangular", _refresh_text(traits.refresh_s)))
     if traits.resolution_joules > 0:
         text = f"steps of {traits.resolution_joules:.3g} J at either edge"
         items.append(budget_item("resolution", traits.resolution_joules, "triangular", text))

@@ -49,6 +49,9 @@ class Offsets(NamedTuple):
         return cls(offset, offset, offset)
 
 
+_SAME_CLOCK: Final = Offsets.constant(ClockOffset())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunClocks:
     """The clocks of all windows of a run, in the order of its windows."""
@@ -67,7 +70,7 @@ class RunClocks:
     def offsets(self, position: int, exporter: str) -> Offsets:
         """Return the offset of an exporter in a window."""
         if exporter in self.shared:
-            return Offsets.constant(ClockOffset())
+            return _SAME_CLOCK
         bounded = self.bounded[position].get(exporter)
         return bounded or Offsets.constant(self.typical.get(exporter, UNKNOWN_CLOCK))
 

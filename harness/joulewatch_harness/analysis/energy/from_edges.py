@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_item, counter_items, without_zeros
 from joulewatch_harness.analysis.energy.stepped_edges import (
@@ -16,7 +17,7 @@ from joulewatch_harness.analysis.energy.stepped_edges import (
 )
 from joulewatch_harness.analysis.energy.window_energy import (
     POWER_CAP_FACTOR,
-    ClockOffset,
+    BudgetItem,
     EdgeReading,
     Span,
     WindowEnergy,
@@ -81,42 +82,44 @@ def energy_from_edges(
         raise CoverageError(
             "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end_joules:.6g} J inside the window"
         )
+    duration_s, is_same_clock = window.duration_s, start.offset is end.offset or start.offset == end.offset
+    doubts_s = (start.offset.half_width_s, end.offset.half_width_s)
     slack_s = (
         window.start_s - (start.read_at_s - start.offset.nominal_s),
         (end_at_s - end.offset.nominal_s) - window.end_s,
     )
-    between_s = window.duration_s + slack_s[0] + slack_s[1]
-    if between_s <= window.duration_s / 2:
+    between_s = duration_s + slack_s[0] + slack_s[1]
+    if between_s <= duration_s / 2:
         raise CoverageError(
             "clock_skew",
             f"the readings at the edges are {between_s:.3f} s apart on the harness's clock, but the window is "
-            f"{window.duration_s:.3f} s long",
+            f"{duration_s:.3f} s long",
         )
     power = rise / between_s
     floor = min(power_floor_watts, power)
-    observed = [power_of(reading, traits.refresh_s) or 0.0 for reading in (start, end)]
-    cap = max(POWER_CAP_FACTOR * power, power_cap_watts, *observed)
-    outside_s, inside_s = _largest_slacks(slack_s, start.offset, end.offset, window.clock_error_s)
-    lower, upper = rise - outside_s * cap, rise + inside_s * cap
+    cap = max(
+        POWER_CAP_FACTOR * power,
+        power_cap_watts,
+        power_of(start, traits.refresh_s) or 0.0,
+        power_of(end, traits.refresh_s) or 0.0,
+    )
+    outside_s, inside_s = _largest_slacks(slack_s, doubts_s, window.clock_error_s, is_same_clock=is_same_clock)
     clock_half = 2 * window.clock_error_s * power
-    if start.offset == end.offset:
-        slack_s = _moved_outside(slack_s, start.offset.half_width_s)
+    if is_same_clock:
+        slack_s = _moved_outside(slack_s, doubts_s[0])
     else:
-        clock_half += (start.offset.half_width_s + end.offset.half_width_s) * power
-    edges = [
-        StepEdge.of(slack, reading, other, power=power, floor=floor, refresh_s=traits.refresh_s)
-        for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
-    ]
-    stale = [edge for edge in edges if edge.step is None]
-    if len(stale) < 2:
-        joules = rise - joules_outside(edges)
-        doubts = [0.0 if edge.is_interrupted else slack_doubt(edge) for edge in edges]
-        if any(edge.is_interrupted for edge in edges):
-            unknown, half = interrupted_energy(edges, joules, floor, cap)
-            joules -= unknown
-            doubts.append(half)
-        slack_half = math.fsum(doubts)
-        slack_standard = math.hypot(*doubts) / math.sqrt(3.0)
+        clock_half += (doubts_s[0] + doubts_s[1]) * power
+    stale, errors_s = 2, 0.0
+    time_items: tuple[BudgetItem, ...] = ()
+    if start.step is not None or end.step is not None:
+        edges = [
+            StepEdge.of(slack, reading, other, power=power, floor=floor, refresh_s=traits.refresh_s)
+            for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
+        ]
+        joules, slack_half, slack_standard = _between_steps(rise, edges, floor, cap)
+        stale = sum(edge.step is None for edge in edges)
+        errors_s = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
+        time_items = (_time_item(edges),)
     elif settled:
         joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
     else:
@@ -133,26 +136,40 @@ def energy_from_edges(
             f"clocks and their mapping, {clock_half / power * 1e3 if power else 0.0:.3g} ms over both edges",
             systematic=True,
         ),
-        budget_item(
-            "refresh time",
-            math.fsum(map(time_doubt, edges)),
-            "uniform",
-            "the time of the counter's refresh at either edge",
-            standard_joules=math.hypot(*map(time_doubt, edges)) / math.sqrt(3.0),
-        ),
-        *counter_items(traits, window.duration_s, power, floor, cap, batch_s, len(stale)),
+        *time_items,
+        *counter_items(traits, duration_s, power, floor, cap, batch_s, stale),
         *accuracy_items(traits, joules),
     )
-    errors_s = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
     blur = (traits.refresh_s if stale else 0.0) * cap + errors_s * cap + traits.resolution_joules
     return WindowEnergy(
         joules=joules,
-        lower_joules=max(lower - blur, 0.0),
-        upper_joules=upper + blur,
+        lower_joules=max(rise - outside_s * cap - blur, 0.0),
+        upper_joules=rise + inside_s * cap + blur,
         budget=budget,
         method="edges",
-        duration_s=window.duration_s,
+        duration_s=duration_s,
         samples=2,
+    )
+
+
+def _between_steps(rise: float, edges: Sequence[StepEdge], floor: float, cap: float) -> tuple[float, float, float]:
+    """Return the same as `_between_readings`, if the exporter waited for the refreshes at an edge."""
+    joules = rise - joules_outside(edges)
+    doubts = [0.0 if edge.is_interrupted else slack_doubt(edge) for edge in edges]
+    if any(edge.is_interrupted for edge in edges):
+        unknown, half = interrupted_energy(edges, joules, floor, cap)
+        joules -= unknown
+        doubts.append(half)
+    return joules, math.fsum(doubts), math.hypot(*doubts) / math.sqrt(3.0)
+
+
+def _time_item(edges: Sequence[StepEdge]) -> BudgetItem:
+    return budget_item(
+        "refresh time",
+        math.fsum(map(time_doubt, edges)),
+        "uniform",
+        "the time of the counter's refresh at either edge",
+        standard_joules=math.hypot(*map(time_doubt, edges)) / math.sqrt(3.0),
     )
 
 
@@ -175,23 +192,26 @@ def _between_readings(
 
 
 def _largest_slacks(
-    slack_s: tuple[float, float], start: ClockOffset, end: ClockOffset, error_s: float
+    slack_s: tuple[float, float], doubts_s: tuple[float, float], error_s: float, *, is_same_clock: bool
 ) -> tuple[float, float]:
     """Return the longest total time between the readings and the window outside it, and the longest inside it.
 
     Args:
         slack_s: Time from the reading to the start, and from the end to the reading; negative inside the window.
-        start: Clock offset of the reading at the start.
-        end: Clock offset of the reading at the end.
+        doubts_s: Half-width of the clock offset of either reading.
         error_s: By which each edge of the window may be off.
+        is_same_clock: Whether both readings have the same offset.
     """
-    first_s, last_s = start.half_width_s, end.half_width_s
+    first_s, last_s = doubts_s
     # A common offset moves both readings in one direction: away from the window at one edge, into it at the other. The
     # totals are convex in the shift, so they are largest at its limits.
-    signs = ((1, -1), (-1, 1)) if start == end else ((1, 1), (-1, -1))
+    if is_same_clock:
+        last_s = -last_s
     outside_s = inside_s = 0.0
-    for a, b in signs:
-        before_s, after_s = slack_s[0] + a * first_s, slack_s[1] + b * last_s
+    for before_s, after_s in (
+        (slack_s[0] + first_s, slack_s[1] + last_s),
+        (slack_s[0] - first_s, slack_s[1] - last_s),
+    ):
         outside_s = max(outside_s, max(before_s + error_s, 0.0) + max(after_s + error_s, 0.0))
         inside_s = max(inside_s, max(error_s - before_s, 0.0) + max(error_s - after_s, 0.0))
     return outside_s, inside_s

@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
-from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks
+from joulewatch_harness.analysis.energy.clock_offsets import Offsets, RunClocks, run_clocks
 from joulewatch_harness.analysis.energy.from_edges import energy_from_edges
-from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.from_history import Bounds, CounterEnergies, PlacedWindows
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
 from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, WindowEnergy
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of
 from joulewatch_harness.analysis.sources.known import known_sensors
-from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
+from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
-from joulewatch_harness.records import Edge, EdgeCounter, RunRecord, SensorRecord, Window, WindowKind
+from joulewatch_harness.records import EdgeCounter, RunRecord, SensorRecord, Window, WindowKind
 
 LARGEST_UNMEASURED: Final = 0.01
 """Largest share of a window that a counter may miss; above it there is no number."""
 _CLEAN: Final = Health()
-Readings = Mapping[SensorId, EdgeCounter]
-"""Sensor -> its counter at an edge."""
+Readings = list[tuple[EdgeCounter | None, EdgeCounter | None]]
+"""A sensor's counters at the start and the end of each window; None: it was not read there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,11 @@ class Measured:
     text: str = ""
     edges: WindowEnergy | None = None
     """Energy by edges, for the audit; None: no edges."""
-    history: WindowEnergy | None = None
+    history: Bounds | None = None
     """Energy by the counter's history, for the audit; None: no history."""
     health: Health = _CLEAN
+    pause_s: float = 0.0
+    """For how long the counter was frozen; `frozen.withhold_frozen` finds it."""
     clock_doubt_s: float = 0.0
     """Assumed largest offset, if the window was placed on a clock that nothing compared with the harness's."""
 
@@ -79,15 +81,26 @@ def span_of(window: Window) -> Span:
     return Span(window.start_s, window.start_s + window.duration_s, window.clock_error_s)
 
 
-def _readings_at(edge: Edge | None, steps: Mapping[str, str]) -> Readings:
-    """Return the readings of an edge, without those of a clock that was set."""
-    if edge is None or HARNESS in steps:
-        return {}
-    return {SensorId.of(counter): counter for counter in edge.counters if counter.exporter not in steps}
+def _readings(record: RunRecord) -> dict[SensorId, Readings]:
+    """Return the readings of each sensor that was read at an edge."""
+    starts: dict[SensorId, dict[int, EdgeCounter]] = {}
+    ends: dict[SensorId, dict[int, EdgeCounter]] = {}
+    for position, window in enumerate(record.windows):
+        for edge, readings in ((window.start_edge, starts), (window.end_edge, ends)):
+            for counter in edge.counters if edge is not None else ():
+                readings.setdefault(SensorId.of(counter), {})[position] = counter
+    nothing: dict[int, EdgeCounter] = {}
+    return {
+        sensor: [
+            (starts.get(sensor, nothing).get(position), ends.get(sensor, nothing).get(position))
+            for position in range(len(record.windows))
+        ]
+        for sensor in starts | ends
+    }
 
 
 def _power_ranges(
-    readings: Sequence[tuple[Readings, Readings]], counters: Mapping[SensorId, Series], run_end_s: float
+    readings: Mapping[SensorId, Readings], counters: Mapping[SensorId, Series], run_end_s: float
 ) -> dict[SensorId, tuple[float, float]]:
     """Return the smallest and largest mean power in watts of each sensor between two readings, up to the run's end.
 
@@ -96,14 +109,13 @@ def _power_ranges(
     powers: dict[SensorId, list[float]] = {}
     # On the clock of each exporter.
     last_read_s: dict[SensorId, float] = {}
-    for start, end in readings:
-        for sensor, counter in end.items():
-            last_read_s[sensor] = max(counter.read_at_s, last_read_s.get(sensor, counter.read_at_s))
-            if sensor not in start:
-                continue
-            between_s = counter.read_at_s - start[sensor].read_at_s
-            if between_s > 0:
-                powers.setdefault(sensor, []).append((counter.energy_joules - start[sensor].energy_joules) / between_s)
+    for sensor, pairs in readings.items():
+        if ends_s := [end.read_at_s for _, end in pairs if end is not None]:
+            last_read_s[sensor] = max(ends_s)
+        for start, end in pairs:
+            if start is not None and end is not None and end.read_at_s > start.read_at_s:
+                watts = (end.energy_joules - start.energy_joules) / (end.read_at_s - start.read_at_s)
+                powers.setdefault(sensor, []).append(watts)
     for sensor, samples in counters.items():
         count = int(samples.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
         if count > 1:
@@ -120,64 +132,90 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     sensor is read so rarely that its readings are far from the window. If a clock was set during the run, the windows
     concerned have no number, and the history is not used (see ``clock_offsets``).
     """
+    readings = _readings(record)
     sensors = known_sensors(record, history)
     clocks = run_clocks(record, {sensor.exporter for sensor in sensors})
     counters = {sensor: counter for sensor, counter in history.counters.items() if not clocks.was_set(sensor.exporter)}
     powers = {sensor: power for sensor, power in history.powers.items() if not clocks.was_set(sensor.exporter)}
-    readings = [
-        (_readings_at(window.start_edge, steps), _readings_at(window.end_edge, steps))
-        for window, steps in zip(record.windows, clocks.steps, strict=True)
-    ]
+    nowhere: Readings = [(None, None)] * len(record.windows)
+    for sensor, pairs in readings.items():
+        if clocks.was_set(sensor.exporter):
+            readings[sensor] = [
+                (None, None) if clocks.step(position, sensor.exporter) else pair for position, pair in enumerate(pairs)
+            ]
     run_end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
     ranges = _power_ranges(readings, counters, run_end_s)
     if record.header.is_metered and all(window.kind != "idle" for window in record.windows):
         # What the machine did next to a window is not known, so its power may have been anything.
         ranges = {sensor: (0.0, highest) for sensor, (_, highest) in ranges.items()}
-    data = [
-        _SensorData(
+    positions = [position for position, window in enumerate(record.windows) if window.duration_s > 0]
+    spans = [span_of(record.windows[position]) for position in positions]
+    batches_s = [
+        window.duration_s / window.batches if window.batches and not record.header.is_metered else math.inf
+        for window in map(record.windows.__getitem__, positions)
+    ]
+    places = {
+        exporter: _Places.of(record, clocks, exporter, positions, spans, batches_s)
+        for exporter in {sensor.exporter for sensor in sensors}
+    }
+    results: list[dict[SensorId, Measured]] = [{} for _ in positions]
+    for sensor, metadata in sensors.items():
+        data = _SensorData(
             sensor=sensor,
             traits=traits_of(metadata, counters.get(sensor, powers.get(sensor))),
             counter=counters.get(sensor),
             power=powers.get(sensor),
-            max_gap_s=default_max_gap_s(counters[sensor].spacing_s) if sensor in counters else None,
             restarts_s=history.starts.get(sensor.exporter),
             range_watts=ranges.get(sensor, (0.0, 0.0)),
             settled=not record.header.is_metered,
             readings=None if clocks.was_set(sensor.exporter) else history.readings.get(sensor),
         )
-        for sensor, metadata in sensors.items()
-    ]
-    windows = []
-    for position, (window, (start, end)) in enumerate(zip(record.windows, readings, strict=True)):
-        if window.duration_s <= 0:
-            continue
-        span = span_of(window)
-        results = {}
-        for sensor_data in data:
-            sensor = sensor_data.sensor
-            health = history.health(sensor, span.start_s, span.end_s)
-            if step := clocks.step(position, sensor.exporter):
-                results[sensor] = Measured(energy=None, reason="clock_stepped", text=step, health=health)
-                continue
-            results[sensor] = _measure(
-                sensor_data,
-                span,
-                (start.get(sensor), end.get(sensor)),
-                _missing(window, sensor.exporter),
-                health,
-                clocks.offsets(position, sensor.exporter),
-                window.duration_s / window.batches if window.batches and not record.header.is_metered else math.inf,
-            )
-        windows.append(
-            MeasuredWindow(
-                window=window,
-                span=span,
-                sensors=results,
-                offsets=clocks.bounded[position],
-                clock_steps=clocks.steps[position],
-            )
+        own_readings = readings.get(sensor, nowhere)
+        measured = _measure_sensor(data, places[sensor.exporter], [own_readings[at] for at in positions], history)
+        for at, result in enumerate(measured):
+            results[at][sensor] = result
+    windows = tuple(
+        MeasuredWindow(
+            window=record.windows[position],
+            span=span,
+            sensors=result,
+            offsets=clocks.bounded[position],
+            clock_steps=clocks.steps[position],
         )
-    return MeasuredRun(record=record, sensors=sensors, windows=tuple(windows), history=history, clocks=clocks)
+        for position, span, result in zip(positions, spans, results, strict=True)
+    )
+    return MeasuredRun(record=record, sensors=sensors, windows=windows, history=history, clocks=clocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """All windows of a run on the clock of one exporter."""
+
+    windows: PlacedWindows
+    offsets: Sequence[Offsets]
+    steps: Sequence[str]
+    """How the clock was set in or next to the window; empty: it was not."""
+    missing: Sequence[str]
+    """Why the exporter was not read at an edge; empty: it was."""
+
+    @classmethod
+    def of(
+        cls,
+        record: RunRecord,
+        clocks: RunClocks,
+        exporter: str,
+        positions: Sequence[int],
+        spans: Sequence[Span],
+        batches_s: Sequence[float],
+    ) -> Self:
+        """Place the windows at some positions of the record; ``spans`` and ``batches_s`` are those of these windows."""
+        offsets = [clocks.offsets(position, exporter) for position in positions]
+        return cls(
+            windows=PlacedWindows.of(spans, [offset.window for offset in offsets], batches_s),
+            offsets=offsets,
+            steps=[clocks.step(position, exporter) for position in positions],
+            missing=[_missing(record.windows[position], exporter) for position in positions],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +227,6 @@ class _SensorData:
     counter: Series | None
     power: Series | None
     """Of a sensor without a counter."""
-    max_gap_s: float | None
     restarts_s: Floats | None
     range_watts: tuple[float, float]
     """Smallest and largest mean power between two readings."""
@@ -207,18 +244,41 @@ def _missing(window: Window, exporter: str) -> str:
     return ""
 
 
+def _measure_sensor(data: _SensorData, places: _Places, readings: Readings, history: History) -> list[Measured]:
+    """Measure one sensor in all windows."""
+    counter = data.counter
+    of_counter = None
+    if counter is not None:
+        of_counter = CounterEnergies(
+            counter,
+            places.windows,
+            data.traits,
+            restarts_s=data.restarts_s,
+            power_floor_watts=data.range_watts[0],
+            power_cap_watts=data.range_watts[1],
+        )
+    results = []
+    for at, span in enumerate(places.windows.spans):
+        health = history.health(data.sensor, span.start_s, span.end_s)
+        if step := places.steps[at]:
+            results.append(Measured(energy=None, reason="clock_stepped", text=step, health=health))
+        else:
+            results.append(_measure(data, places, at, readings[at], of_counter, health))
+    return results
+
+
 def _measure(
     data: _SensorData,
-    span: Span,
+    places: _Places,
+    at: int,
     readings: tuple[EdgeCounter | None, EdgeCounter | None],
-    missing: str,
+    of_counter: CounterEnergies | None,
     health: Health,
-    offsets: Offsets,
-    batch_s: float,
 ) -> Measured:
-    sensor, counter = data.sensor, data.counter
+    """Measure one sensor in one window: its number ``at``."""
+    sensor, span, offsets = data.sensor, places.windows.spans[at], places.offsets[at]
     problems: list[CoverageError] = []
-    by_edges = by_history = None
+    by_edges = by_power = by_history = None
     start, end = readings
     if start is not None and end is not None:
         try:
@@ -230,29 +290,20 @@ def _measure(
                 restarts_s=data.restarts_s,
                 power_floor_watts=data.range_watts[0],
                 power_cap_watts=data.range_watts[1],
-                batch_s=batch_s,
+                batch_s=places.windows.batches_s[at],
                 settled=data.settled,
             )
         except CoverageError as error:
             problems.append(error)
-    if counter is not None:
-        try:
-            by_history = energy_from_counter(
-                counter,
-                span,
-                data.traits,
-                offset=offsets.window,
-                max_gap_s=data.max_gap_s,
-                restarts_s=data.restarts_s,
-                power_floor_watts=data.range_watts[0],
-                power_cap_watts=data.range_watts[1],
-                batch_s=batch_s,
-            )
-        except CoverageError as error:
-            problems.append(error)
+    if of_counter is not None:
+        if problem := of_counter.problem(at):
+            problems.append(problem)
+        else:
+            by_history = of_counter.bounds(at)
     elif data.power is not None:
         try:
-            by_history = energy_from_power(data.power, span, data.traits, offset=offsets.window)
+            by_power = energy_from_power(data.power, span, data.traits, offset=offsets.window)
+            by_history = Bounds(by_power.joules, by_power.lower_joules, by_power.upper_joules)
         except CoverageError as error:
             problems.append(error)
     still = [energy for energy in (by_edges, by_history) if energy is not None and energy.joules == 0.0]
@@ -267,7 +318,7 @@ def _measure(
         problems.append(CoverageError("below_refresh", text))
         by_edges = by_history = None
     if by_edges is None and by_history is None:
-        reason, text = _why_not(sensor, problems, missing, health, readings, counter)
+        reason, text = _why_not(sensor, problems, places.missing[at], health, readings, data.counter)
         return Measured(energy=None, reason=reason, text=text, health=health)
     if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
         text = f"{sensor}: the counter did not cover {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s"
@@ -285,9 +336,14 @@ def _measure(
             history=by_history,
             health=health,
         )
-    best = by_edges or by_history
-    if by_edges is not None and by_history is not None and by_history.sampling_joules < by_edges.sampling_joules:
-        best = by_history
+    best = by_edges or by_power
+    if of_counter is not None and by_history is not None:
+        # Cheap to know, and nearly always enough.
+        if by_edges is None or of_counter.interpolation_joules(at) < by_edges.sampling_joules:
+            by_counter = of_counter.energy(at)
+            best = by_counter if by_edges is None else min(by_edges, by_counter, key=_sampling_joules)
+    elif by_edges is not None and by_power is not None:
+        best = min(by_edges, by_power, key=_sampling_joules)
     assert best is not None
     best = with_unseen(
         best,
@@ -307,6 +363,10 @@ def _measure(
         health=health,
         clock_doubt_s=0.0 if best.method == "edges" or offsets.window.known else offsets.window.half_width_s,
     )
+
+
+def _sampling_joules(energy: WindowEnergy) -> float:
+    return energy.sampling_joules
 
 
 def _why_not(

@@ -26,5 +26,6 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():
                 sensor = SensorId.of(counter)
-                sensors.setdefault(sensor, unknown_sensor(sensor))
+                if sensor not in sensors:
+                    sensors[sensor] = unknown_sensor(sensor)
     return dict(sorted(sensors.items()))

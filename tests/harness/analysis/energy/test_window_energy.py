@@ -747,14 +747,13 @@ def test_the_clock_may_reach_a_change_of_power_outside_the_window(before: float,
 @pytest.mark.parametrize("slack_s", [(0.4, -0.1), (-0.1, 0.4)])
 def test_worked_example_of_readings_on_one_clock_that_differs(slack_s: tuple[float, float]) -> None:
     """Moved by 0.2 s one reading is 0.6 s outside the window, the other 0.3 s inside; 0.05 s more at each edge."""
-    offset = ClockOffset(-0.2, 0.2)
-    assert _largest_slacks(slack_s, offset, offset, 0.05) == pytest.approx((0.65, 0.35))
+    assert _largest_slacks(slack_s, (0.2, 0.2), 0.05, is_same_clock=True) == pytest.approx((0.65, 0.35))
 
 
 def test_worked_example_of_readings_on_two_clocks() -> None:
     """Both readings earlier and later by their limits: 0.6 and 0.4 s outside, or 0.2 s outside and 0.2 s inside."""
-    start, end = ClockOffset(-0.2, 0.2), ClockOffset(-0.3, 0.3)
-    assert _largest_slacks((0.4, 0.1), start, end, 0.05) == pytest.approx((0.65 + 0.45, 0.25))
+    slacks_s = _largest_slacks((0.4, 0.1), (0.2, 0.3), 0.05, is_same_clock=False)
+    assert slacks_s == pytest.approx((0.65 + 0.45, 0.25))
 
 
 @pytest.mark.parametrize(
