@@ -33,6 +33,8 @@ is made of, by its slope.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -40,7 +42,7 @@ import numpy as np
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
-from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measured, MeasuredRun, MeasuredWindow
+from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measured, MeasuredRun
 from joulewatch_harness.analysis.sources.history import History, is_gauge, traits_of
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series
 from joulewatch_harness.errors import CoverageError
@@ -94,52 +96,54 @@ def counter_pause_s(record: SensorRecord, counter: Series | None, energy_joules:
 
 def withhold_frozen(run: MeasuredRun) -> MeasuredRun:
     """Return the run without the energies of frozen sensors: their reason is ``frozen``."""
-    windows = tuple(
-        replace(measured, sensors={sensor: _without_pause(run, measured, sensor) for sensor in measured.sensors})
-        for measured in run.windows
-    )
-    run = replace(run, windows=windows)
-    frozen = {sensor: text for sensor in run.sensors if (text := _frozen_gauge(run, sensor))}
-    if not frozen:
+    changed: dict[int, dict[SensorId, Measured]] = {}
+    for sensor in run.sensors:
+        for at, pause_s in _pauses_s(run, sensor).items():
+            measured = run.windows[at]
+            result = replace(measured.sensors[sensor], pause_s=pause_s)
+            if pause_s > LARGEST_UNMEASURED * measured.span.duration_s:
+                result = _withheld(result, pause_text(sensor, pause_s))
+            changed.setdefault(at, {})[sensor] = result
+    run = _with_results(run, changed)
+    changed = {}
+    for sensor in run.sensors:
+        if text := _frozen_gauge(run, sensor):
+            for at, measured in enumerate(run.windows):
+                if measured.sensors[sensor].energy is not None:
+                    changed.setdefault(at, {})[sensor] = _withheld(measured.sensors[sensor], text)
+    return _with_results(run, changed)
+
+
+def _with_results(run: MeasuredRun, changed: Mapping[int, Mapping[SensorId, Measured]]) -> MeasuredRun:
+    """Return the run with other results in some windows."""
+    if not changed:
         return run
-    return replace(
-        run,
-        windows=tuple(
-            replace(
-                measured,
-                sensors={
-                    sensor: _withheld(result, frozen[sensor]) if sensor in frozen and result.energy else result
-                    for sensor, result in measured.sensors.items()
-                },
-            )
-            for measured in run.windows
-        ),
-    )
+    windows = list(run.windows)
+    for at, results in changed.items():
+        windows[at] = replace(windows[at], sensors={**windows[at].sensors, **results})
+    return replace(run, windows=tuple(windows))
 
 
-def pause_in(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId) -> float:
-    """Return for how long a sensor's counter was frozen in a window of a run; 0: it was not."""
-    energy = measured.sensors[sensor].energy
-    if energy is None:
-        return 0.0
-    exporter, clocks = sensor.exporter, run.clocks
+def _pauses_s(run: MeasuredRun, sensor: SensorId) -> dict[int, float]:
+    """Return for how long a sensor's counter was frozen in the windows in which it was and that have an energy."""
+    record, exporter, clocks = run.sensors[sensor], sensor.exporter, run.clocks
     counter = None if clocks.was_set(exporter) else run.history.counters.get(sensor)
-    known = measured.offsets.get(exporter)
-    shift_s = 0.0 if exporter in clocks.shared or known is None else known.window.nominal_s
-    span = Span(measured.span.start_s + shift_s, measured.span.end_s + shift_s)
-    return counter_pause_s(run.sensors[sensor], counter, energy.joules, span)
+    rests = counter is not None and longest_pause_s(counter, -math.inf, math.inf) > 0.0
+    pauses_s = {}
+    for at, measured in enumerate(run.windows):
+        energy = measured.sensors[sensor].energy
+        if energy is None or (not rests and energy.joules != 0.0):
+            continue
+        known = measured.offsets.get(exporter)
+        shift_s = 0.0 if exporter in clocks.shared or known is None else known.window.nominal_s
+        span = Span(measured.span.start_s + shift_s, measured.span.end_s + shift_s)
+        if pause_s := counter_pause_s(record, counter, energy.joules, span):
+            pauses_s[at] = pause_s
+    return pauses_s
 
 
 def _withheld(result: Measured, text: str) -> Measured:
     return replace(result, energy=None, reason="frozen", text=text)
-
-
-def _without_pause(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId) -> Measured:
-    result = measured.sensors[sensor]
-    pause_s = pause_in(run, measured, sensor)
-    if pause_s <= LARGEST_UNMEASURED * measured.span.duration_s:
-        return result
-    return _withheld(result, pause_text(sensor, pause_s))
 
 
 def pause_text(sensor: SensorId, pause_s: float) -> str:

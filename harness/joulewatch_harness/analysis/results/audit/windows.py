@@ -19,10 +19,14 @@ CLOCK_TOLERANCE_S: Final = 0.005
 
 def audit_windows(run: MeasuredRun) -> Iterator[Finding]:
     """Yield the findings about single windows: those of every check, in the order of the tables."""
+    of_sensors: dict[int | None, list[Finding]] = {}
+    for sensor in run.sensors:
+        results = [(measured, measured.sensors[sensor]) for measured in run.windows]
+        for sensor_check in SENSOR_CHECKS:
+            for finding in sensor_check(run, sensor, results):
+                of_sensors.setdefault(finding.window, []).append(finding)
     for measured in run.windows:
-        for sensor, result in measured.sensors.items():
-            for sensor_check in SENSOR_CHECKS:
-                yield from sensor_check(run, measured, sensor, result)
+        yield from of_sensors.get(measured.window.index, ())
         for window_check in WINDOW_CHECKS:
             yield from window_check(run, measured)
 
