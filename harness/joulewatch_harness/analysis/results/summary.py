@@ -11,11 +11,12 @@ quadrature.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
+from joulewatch_harness.analysis.energy.window_energy import WindowEnergy
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.dependent_rounds import audit_rounds
 from joulewatch_harness.analysis.results.audit.findings import Finding
@@ -197,8 +198,8 @@ class _Analysis:
         return self.order.get(configuration, len(self.order))
 
     def gather(
-        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow]
-    ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[ExcludedWindow]]:
+        self, sensors: Sequence[SensorId], windows: Iterable[MeasuredWindow]
+    ) -> tuple[list[tuple[MeasuredWindow, list[WindowEnergy]]], list[ExcludedWindow]]:
         """Return the windows in which every one of the sensors has a number, and the other windows.
 
         Without sensors the result is missing, not 0 J.
@@ -213,8 +214,21 @@ class _Analysis:
                     break
                 energies.append(result.energy)
             else:
-                complete.append((measured, combine(energies)))
+                complete.append((measured, energies))
         return complete, missing
+
+    def combined(
+        self, sensors: Sequence[SensorId], windows: Iterable[MeasuredWindow]
+    ) -> list[tuple[MeasuredWindow, Combined]]:
+        """Return the windows in which every one of the sensors has a number, with their sums."""
+        return [(measured, combine(energies)) for measured, energies in self.gather(sensors, windows)[0]]
+
+    def watts(self, sensors: Sequence[SensorId], windows: Iterable[MeasuredWindow]) -> list[tuple[Window, float]]:
+        """Return the mean power of the sensors together, in the windows in which every one of them has a number."""
+        return [
+            (measured.window, math.fsum([energy.joules for energy in energies]) / measured.span.duration_s)
+            for measured, energies in self.gather(sensors, windows)[0]
+        ]
 
     # Idle power
 
@@ -229,11 +243,9 @@ class _Analysis:
             ("unloaded", "without a network loaded", self.idle_windows),
         ]
         for basis, text, windows in candidates:
-            complete, _ = self.gather(sensors, windows)
+            complete = self.combined(sensors, windows)
             if complete:
-                others, _ = self.gather(
-                    sensors, [measured for measured in self.idle_windows if measured not in windows]
-                )
+                others = self.combined(sensors, [measured for measured in self.idle_windows if measured not in windows])
                 return mean_idle_power(basis, text, complete, others)
         return None
 
@@ -254,9 +266,7 @@ class _Analysis:
     def audit_idle(self, idle: Mapping[str, IdlePower]) -> Iterator[Finding]:
         for name, power in idle.items():
             windows = [measured for measured in self.idle_windows if measured.window.index in power.windows]
-            complete, _ = self.gather(self._devices_of(name), windows)
-            watts = [energy.joules / measured.span.duration_s for measured, energy in complete]
-            yield from audit_idle(name, watts)
+            yield from audit_idle(name, [watts for _, watts in self.watts(self._devices_of(name), windows)])
 
     def _components(self) -> list[str]:
         """Return the components that have a device sensor, in their usual order."""
@@ -270,8 +280,8 @@ class _Analysis:
         """Return window -> component -> mean power in watts, as far as it is known."""
         powers: dict[int, dict[str, float]] = {}
         for name in self._components():
-            for measured, energy in self.gather(self._devices_of(name), self.run.windows)[0]:
-                powers.setdefault(measured.window.index, {})[name] = energy.joules / measured.span.duration_s
+            for window, watts in self.watts(self._devices_of(name), self.run.windows):
+                powers.setdefault(window.index, {})[name] = watts
         return powers
 
     # Groups
@@ -353,9 +363,11 @@ class _Analysis:
         """Check whether the rounds of one group agree."""
         rounds: dict[int, list[float]] = {}
         if group.total.gross is not None:
-            windows = [measured for measured in self.run.windows if measured.window.index in group.windows]
-            for measured, energy in self.gather(group.total.sensors, windows)[0]:
-                rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
+            used = set(group.windows)
+            windows = [measured for measured in self.run.windows if measured.window.index in used]
+            for measured, gathered in self.gather(group.total.sensors, windows)[0]:
+                joules = math.fsum([energy.joules for energy in gathered])
+                rounds.setdefault(measured.window.repeat, []).append(joules / measured.window.inferences)
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
         yield from audit_repeats(name, means, group.measured_rounds, self.target, group.rounds_ended)
@@ -384,9 +396,10 @@ class _Analysis:
         )
         if not sensors:
             return result
-        complete, missing = self.gather(sensors, windows)
-        if not complete:
+        gathered, missing = self.gather(sensors, windows)
+        if not gathered:
             return replace(result, missing=_missing_text(missing, len(windows)))
+        complete = [(measured, combine(energies)) for measured, energies in gathered]
         idle = self.idle_power(sensors, configuration)
         withheld = self.idle_problem(idle, sensors)
         shares = self.shares(sensors, [measured for measured, _ in complete], configuration)
@@ -455,14 +468,16 @@ class _Analysis:
         self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
     ) -> tuple[CountResult, ...]:
         """Return the joules of each unit of work that every window of a group has counted."""
-        complete, _ = self.gather(sensors, windows)
+        if not windows or not windows[0].window.counts:
+            return ()
+        complete = self.combined(sensors, windows)
         idle = self.idle_power(sensors, configuration) if complete else None
         if self.idle_problem(idle, sensors):
             idle = None
         shares = self.shares(sensors, [measured for measured, _ in complete], configuration) if complete else ""
         coverage = self.coverage
         results = []
-        for name in windows[0].window.counts if windows else ():
+        for name in windows[0].window.counts:
             if any(measured.window.counts.get(name, 0) <= 0 for measured in windows):
                 continue
             count = math.fsum(measured.window.counts[name] for measured in windows)
@@ -524,7 +539,7 @@ class _Analysis:
         complete, missing = self.gather(sensors, [measured])
         if not complete:
             return replace(result, missing=f"{missing[0].text} [{missing[0].reason}]")
-        ((_, energy),) = complete
+        energy = combine(complete[0][1])
         rounds: Rounds = {0: [(energy.joules, energy.random)]}
         joules = combine_mean(rounds, energy.systematic, energy.texts, covers=covers_of([energy]), repeatable=False)
         return replace(result, gross=joules, missing="", sources=tuple(sorted(energy.sources)))

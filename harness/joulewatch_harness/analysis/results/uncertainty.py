@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, WindowEnergy
+from joulewatch_harness.analysis.energy.window_energy import ACCURACY, WindowEnergy
 from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
 from joulewatch_harness.gum import COVERAGE, NORMAL_95, expand, mean, standard_error
 
@@ -31,28 +31,29 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
     random: dict[str, float] = {}
     systematic: dict[str, float] = {}
     texts: dict[str, str] = {}
+    accuracy_known = True
     for energy in energies:
-        for component in energy.budget:
-            key = _key(component)
-            texts.setdefault(key, component.text)
-            if component.systematic:
+        has_accuracy = False
+        for name, standard, _, _, text, is_systematic, family, sign in energy.budget:
+            if is_systematic:
+                key = f"{name} ({family})" if family else name
                 # Common to all sensors of a window or of a family, so they add linearly.
-                systematic[key] = systematic.get(key, 0.0) + component.sign * component.standard_joules
+                systematic[key] = systematic.get(key, 0.0) + sign * standard
             else:
-                random[key] = math.hypot(random.get(key, 0.0), component.standard_joules)
-    joules = math.fsum(energy.joules for energy in energies)
+                key = name
+                random[key] = math.hypot(random.get(key, 0.0), standard)
+            has_accuracy = has_accuracy or name == ACCURACY
+            if key not in texts:
+                texts[key] = text
+        accuracy_known = accuracy_known and has_accuracy
     return Combined(
-        joules=joules,
+        joules=math.fsum([energy.joules for energy in energies]),
         random=random,
         systematic=systematic,
         texts=texts,
-        sources=frozenset(energy.method for energy in energies),
-        accuracy_known=all(any(item.name == ACCURACY for item in energy.budget) for energy in energies),
+        sources=frozenset([energy.method for energy in energies]),
+        accuracy_known=accuracy_known,
     )
-
-
-def _key(component: BudgetItem) -> str:
-    return f"{component.name} ({component.family})" if component.systematic and component.family else component.name
 
 
 def combine_mean(
