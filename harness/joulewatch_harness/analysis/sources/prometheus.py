@@ -79,8 +79,8 @@ def _series(result: Sequence[dict[str, Any]]) -> Iterator[RawSeries]:
         labels = dict(series["metric"])
         name = labels.pop("__name__", "")
         pairs = series["values"] if "values" in series else [series["value"]]
-        times_s = np.fromiter((pair[0] for pair in pairs), np.float64, len(pairs))
-        values = np.fromiter((float(pair[1]) for pair in pairs), np.float64, len(pairs))
+        times_s = np.array([pair[0] for pair in pairs], dtype=np.float64)
+        values = np.array([float(pair[1]) for pair in pairs])
         yield RawSeries(name=name, labels=labels, times_s=times_s, values=values)
 
 

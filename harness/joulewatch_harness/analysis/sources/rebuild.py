@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast, get_args
+from functools import partial
+from typing import Any, Final, NamedTuple, Self, cast, get_args
+
+import numpy as np
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
@@ -84,13 +87,13 @@ class _Samples:
 
     def add(self, key: _Key, rest: tuple[tuple[str, str], ...], series: RawSeries) -> None:
         _, into = self.by_key.setdefault(key, {}).setdefault(rest, (dict(rest), {}))
-        into.update((round(t * 1000), float(v)) for t, v in zip(series.times_s, series.values, strict=True))
+        into.update(zip(_milliseconds(series), series.values.tolist(), strict=True))
 
     def at(self, key: _Key, at_ms: int | None) -> list[tuple[Mapping[str, str], float]]:
         """Return the value of every series for one window; ``at_ms`` None: the last one of the window's own series."""
         pairs: list[tuple[Mapping[str, str], float]] = []
         for labels, values in self.by_key.get(key, {}).values():
-            value = (values[max(values)] if values else None) if at_ms is None else values.get(at_ms)
+            value = _value_at(values, at_ms)
             if value is not None:
                 pairs.append((labels, value))
         return pairs
@@ -101,6 +104,18 @@ class _Samples:
         return pairs[0][1] if pairs else None
 
 
+def _milliseconds(series: RawSeries) -> list[int]:
+    milliseconds: list[int] = np.rint(series.times_s * 1000).astype(np.int64).tolist()
+    return milliseconds
+
+
+def _value_at(values: Mapping[int, float], at_ms: int | None) -> float | None:
+    """Return the value of a series for one window; the arguments are those of `_Samples.at`."""
+    if at_ms is None:
+        return values[max(values)] if values else None
+    return values.get(at_ms)
+
+
 _OTHER_LABELS: Final = {
     metric.name: tuple(name for name in metric.labels if name not in (*catalog.WINDOW_LABELS, _WINDOW_LABEL))
     for metric in catalog.METRICS
@@ -108,6 +123,7 @@ _OTHER_LABELS: Final = {
 }
 """Metric -> its labels that do not identify a window."""
 _SENSOR: Final = ("exporter", "scope", *catalog.SENSOR_LABELS)
+_DEVICE: Final = ("exporter", "collector", "device")
 
 
 def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord:
@@ -164,7 +180,14 @@ def _windows(run: str, metrics: Mapping[str, _Samples]) -> list[Window]:
     # A window that arrived through a Pushgateway and again by remote write is one window.
     unique = list({(window.key[:3], round(window.start_s * 1000)): window for window in stored}.values())
     numbered = all(window.number >= 0 for window in unique)
-    return [_window(run, window.number if numbered else place, window, metrics) for place, window in enumerate(unique)]
+    edges = {
+        key: {name: _EdgeSeries.of(name, key, metrics) for name in ("start", "end")}
+        for key in {window.key for window in unique}
+    }
+    return [
+        _window(run, window.number if numbered else place, window, metrics, edges[window.key])
+        for place, window in enumerate(unique)
+    ]
 
 
 def _stored_windows(metrics: Mapping[str, _Samples]) -> Iterator[_Stored]:
@@ -185,7 +208,9 @@ def _stored_windows(metrics: Mapping[str, _Samples]) -> Iterator[_Stored]:
                 yield _Stored(start_s, at_ms / 1000 if duration_s is None else start_s + duration_s, key, at_ms)
 
 
-def _window(run: str, index: int, stored: _Stored, metrics: Mapping[str, _Samples]) -> Window:
+def _window(
+    run: str, index: int, stored: _Stored, metrics: Mapping[str, _Samples], edges: Mapping[str, _EdgeSeries]
+) -> Window:
     key, at_ms = stored.key, stored.at_ms
     configuration, kind, phase, number = key
     nothing = _Samples()
@@ -240,8 +265,8 @@ def _window(run: str, index: int, stored: _Stored, metrics: Mapping[str, _Sample
         inferences=round(value(catalog.WINDOW_INFERENCES.name)),
         latency=latency,
         phases=phases,
-        start_edge=_edge("start", key, at_ms, metrics),
-        end_edge=_edge("end", key, at_ms, metrics),
+        start_edge=edges["start"].at(at_ms),
+        end_edge=edges["end"].at(at_ms),
         flags=tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
         counts={labels.get("unit", ""): count for labels, count in units},
     )
@@ -267,57 +292,67 @@ def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples
     )
 
 
-def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> Edge | None:
-    nothing = _Samples()
-    read_at = {
-        (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", "")): at_s
-        for labels, at_s in metrics.get(catalog.WINDOW_EDGE_TIMESTAMP.name, nothing).at(key, at_ms)
-        if labels.get("edge") == name
-    }
-    counters = []
-    for labels, joules in metrics.get(catalog.WINDOW_EDGE_JOULES.name, nothing).at(key, at_ms):
-        device = (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", ""))
-        if labels.get("edge") == name and device in read_at:
-            exporter, scope, collector, component, name_, domain = (labels.get(label, "") for label in _SENSOR)
-            counters.append(
-                EdgeCounter(
-                    exporter=exporter,
-                    scope=scope,
-                    collector=collector,
-                    component=component,
-                    device=name_,
-                    domain=domain,
-                    energy_joules=joules,
-                    read_at_s=read_at[device],
-                )
-            )
-    clocks: dict[str, dict[str, float]] = {}
-    for labels, offset_s in metrics.get(catalog.WINDOW_EDGE_CLOCK.name, nothing).at(key, at_ms):
-        if labels.get("edge") == name:
-            clocks.setdefault(labels.get("exporter", ""), {})[labels.get("bound", "")] = offset_s
-    if not counters:
-        return None
-    return Edge(
-        requested_at_s=min(counter.read_at_s for counter in counters),
-        answered_at_s=max(counter.read_at_s for counter in counters),
-        counters=tuple(
-            sorted(
-                counters,
-                key=lambda counter: (
-                    counter.exporter,
-                    counter.scope,
-                    counter.collector,
-                    counter.device,
-                    counter.domain,
-                ),
-            )
-        ),
-        clocks=tuple(
-            EdgeClock(exporter, bounds["lower"], bounds["upper"])
-            for exporter, bounds in sorted(clocks.items())
-            if bounds.keys() >= {"lower", "upper"}
-        ),
-    )
+@dataclass(slots=True)
+class _EdgeSeries:
+    """The series of one edge of all windows with one key: milliseconds -> value, as in `_Samples`."""
+
+    counters: list[tuple[Callable[..., EdgeCounter], Mapping[int, float], Mapping[int, float]]]
+    """Makes the counter of a sensor; its joules and read timestamps. In the order of the counters of an edge."""
+    clocks: list[tuple[str, Mapping[int, float], Mapping[int, float]]]
+    """Exporter, and the bounds of its clock."""
+
+    @classmethod
+    def of(cls, name: str, key: _Key, metrics: Mapping[str, _Samples]) -> Self:
+        """Sort the series of the edge ``name``."""
+
+        def of_edge(metric: catalog.Metric) -> Iterator[tuple[Mapping[str, str], Mapping[int, float]]]:
+            for labels, values in metrics.get(metric.name, _Samples()).by_key.get(key, {}).values():
+                if labels.get("edge") == name:
+                    yield labels, values
+
+        reads = {
+            tuple(labels.get(label, "") for label in _DEVICE): values
+            for labels, values in of_edge(catalog.WINDOW_EDGE_TIMESTAMP)
+        }
+        counters = {}
+        for labels, joules in of_edge(catalog.WINDOW_EDGE_JOULES):
+            sensor: dict[str, Any] = {label: labels.get(label, "") for label in _SENSOR}
+            read_at = reads.get(tuple(sensor[label] for label in _DEVICE))
+            if read_at is not None:
+                order = tuple(sensor[label] for label in ("exporter", "scope", "collector", "device", "domain"))
+                counters[order, sensor["component"]] = (partial(EdgeCounter, **sensor), joules, read_at)
+        clocks: dict[str, dict[str, Mapping[int, float]]] = {}
+        for labels, values in of_edge(catalog.WINDOW_EDGE_CLOCK):
+            clocks.setdefault(labels.get("exporter", ""), {})[labels.get("bound", "")] = values
+        return cls(
+            counters=[counter for _, counter in sorted(counters.items(), key=lambda item: item[0])],
+            clocks=[
+                (exporter, bounds["lower"], bounds["upper"])
+                for exporter, bounds in sorted(clocks.items())
+                if bounds.keys() >= {"lower", "upper"}
+            ],
+        )
+
+    def at(self, at_ms: int | None) -> Edge | None:
+        """Return the edge of one window; None: no counter was read at it."""
+        counters = []
+        for make, of_joules, of_reads in self.counters:
+            joules, read_at_s = _value_at(of_joules, at_ms), _value_at(of_reads, at_ms)
+            if joules is not None and read_at_s is not None:
+                counters.append(make(energy_joules=joules, read_at_s=read_at_s))
+        if not counters:
+            return None
+        clocks = []
+        for exporter, of_lower, of_upper in self.clocks:
+            lower_s, upper_s = _value_at(of_lower, at_ms), _value_at(of_upper, at_ms)
+            if lower_s is not None and upper_s is not None:
+                clocks.append(EdgeClock(exporter, lower_s, upper_s))
+        return Edge(
+            requested_at_s=min(counter.read_at_s for counter in counters),
+            answered_at_s=max(counter.read_at_s for counter in counters),
+            counters=tuple(counters),
+            clocks=tuple(clocks),
+        )
 
 
 def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
