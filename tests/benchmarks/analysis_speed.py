@@ -1,25 +1,58 @@
-"""Time the analysis of a run of 1,000 windows and 20 sensors from a real Prometheus, with only its ID."""
+"""Time and memory of ``joulewatch analyze`` for a run of 10,000 windows and 20 sensors, from a real Prometheus.
+
+The command is a process of its own, without the generator of the run. It gets only the run's ID, so its time includes
+Python's start, the queries (and so the work of Prometheus on the same machine) and rebuilding the run.
+
+What the profiles showed, and what was done (39 s and 459 MiB before, on a quiet machine):
+
+* all windows of a sensor are integrated from its history at once, in arrays; the errors of the interpolation are those
+  of the samples, and were computed again for each window;
+* the energy by history gets a budget only where it may be the less uncertain one; budgets took a third of the time;
+* 640,000 hashes of sensors, 400,000 searches for pauses of counters and 20 passes over all windows are gone;
+* garbage collection is off in the command: a quarter of the time.
+
+What did not help: a cached hash in ``SensorId`` (a tuple is as fast and needs no code), texts of budgets that are
+formatted only when they are printed (1 s of 200,000 budgets is their objects, not their texts), and smaller pieces of
+the query of the annotations (the memory peaks later, in the integration).
+"""
 
 from __future__ import annotations
 
-import resource
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from joulewatch_harness.analysis.results.summary import analyze_run
-from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
-from joulewatch_harness.clients.options import PrometheusOptions
-from joulewatch_harness.clients.prometheus import PrometheusClient
 from support.servers import PrometheusServer
 from support.synthetic import make_world, send_world, sensor
 
-ROUNDS, BATCH_SIZES = 50, tuple(2**n for n in range(10))
+CONFIGURATIONS = 2
+BATCH_SIZES = tuple(2**n for n in range(10))
+WINDOWS = 10_000
 TARGET_S = 10.0
+TARGET_MEBIBYTES = 400.0
+
+
+def measure(command: list[str], out: Path) -> dict[str, float]:
+    """Run a command; return its time, its processor time and its largest memory."""
+    began_s = time.perf_counter()
+    with out.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file)
+        _, status, used = os.wait4(process.pid, 0)
+    total_s = time.perf_counter() - began_s
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, command
+    return {
+        "total_s": total_s,
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "peak_rss_mebibytes": used.ru_maxrss / 1024,
+    }
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -34,57 +67,56 @@ def run(quick: bool = False) -> dict[str, Any]:
         *(sensor(f"socket{n}", "core", "cpu", "part") for n in range(3)),
         sensor("psys", "total", "node", "node"),
     ]
-    start_s = float(int(time.time() - 2200))
+    windows = WINDOWS // 10 if quick else WINDOWS
+    start_s = float(int(time.time() - 2.05 * windows - 200))
     run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(start_s)) + "-0a1b2c"
     world = make_world(
         sensors,
         batch_sizes=BATCH_SIZES,
-        rounds=ROUNDS,
+        rounds=windows // (CONFIGURATIONS * len(BATCH_SIZES)),
         window_s=1.8,
         settle_s=0.1,
         scrape_s=1.0,
         start_s=start_s,
         run=run_id,
     )
-    spans = []
+    assert world.record is not None
+    assert sum(window.kind == "measure" for window in world.record.windows) == windows
     with tempfile.TemporaryDirectory() as name:
         server = PrometheusServer(program, Path(name) / "prometheus", out_of_order=True)
         server.start()
         try:
             send_world(server.url, world)
-            for _ in range(1 if quick else 5):
-                began_s, cpu_s = time.perf_counter(), time.process_time()
-                source = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
-                record = source.run(run_id)
-                rebuilt_s = time.perf_counter() - began_s
-                result = analyze_run(record, source)
-                source.close()
-                spans.append((time.perf_counter() - began_s, rebuilt_s, time.process_time() - cpu_s))
+            del world
+            command = [sys.executable, "-m", "joulewatch_harness", "analyze", run_id, "--prometheus", server.url]
+            spans = [measure(command, Path(name) / "out.txt") for _ in range(1 if quick else 5)]
+            text = (Path(name) / "out.txt").read_text()
         finally:
             server.stop()
-    windows = sum(len(group.windows) for group in result.groups)
-    total_s = statistics.median(span[0] for span in spans)
+    assert f"{run_id}" in text, text[:2000]
     figures = {
         "windows": windows,
         "sensors": len(sensors),
         "scrape_interval_s": 1.0,
-        "total_s": total_s,
-        "rebuilding_the_run_s": statistics.median(span[1] for span in spans),
-        "cpu_s": statistics.median(span[2] for span in spans),
-        "slowest_s": max(span[0] for span in spans),
-        "peak_rss_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **{name: statistics.median(span[name] for span in spans) for name in ("total_s", "cpu_s")},
+        "slowest_s": max(span["total_s"] for span in spans),
+        "peak_rss_mebibytes": max(span["peak_rss_mebibytes"] for span in spans),
     }
     row = [
         f"{windows} × {len(sensors)}",
-        f"{total_s:.2f}",
+        f"{figures['total_s']:.2f}",
         f"{figures['slowest_s']:.2f}",
-        f"{figures['rebuilding_the_run_s']:.2f}",
+        f"{figures['cpu_s']:.2f}",
         f"{figures['peak_rss_mebibytes']:.0f}",
     ]
-    head = ["windows × sensors", "median s", "slowest s", "of it rebuilding the run s", "peak RSS MiB"]
-    verdict = "met" if total_s <= TARGET_S else "MISSED"
+    head = ["windows × sensors", "median s", "slowest s", "CPU s of the command", "peak RSS MiB"]
+    is_met = figures["total_s"] <= TARGET_S and figures["peak_rss_mebibytes"] <= TARGET_MEBIBYTES
     table = "# Speed of the analysis\n\n" + host_line(machine) + "\n" + markdown_table(head, [row])
-    table += f"\n- target: under {TARGET_S:g} s: {verdict}\n"
+    table += (
+        f"\n- target: under {TARGET_S:g} s and {TARGET_MEBIBYTES:g} MiB: {'met' if is_met else 'MISSED'}\n"
+        f"- load of the machine: {machine['load_average_at_start']:.1f} at the start, {os.getloadavg()[0]:.1f} at the "
+        "end\n"
+    )
     outcome = {"machine": machine, "figures": figures}
     write_result("analysis_speed", outcome, table)
     return outcome
