@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchy
+from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchies
 from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Host
 
@@ -37,7 +37,7 @@ class RealTree:
 
     @property
     def hierarchy(self) -> Hierarchy:
-        return Hierarchy(version=self.version, root=str(self.root), is_whole=True)
+        return Hierarchy(version=self.version, root=str(self.root))
 
     def make(self, *keys: str) -> None:
         for key in keys:
@@ -61,7 +61,7 @@ class RealTree:
 def real_tree(version: Version) -> Iterator[RealTree]:
     """Make a cgroup and remove it with all below it; skip where that is not possible."""
     try:
-        mounted = find_hierarchy(Host(), version)
+        (mounted,) = find_hierarchies(Host(), version)
     except SensorAbsentError as error:
         pytest.skip(str(error))
     root = Path(mounted.root, f"joulewatch-test-{os.getpid()}-{next(_numbers)}")

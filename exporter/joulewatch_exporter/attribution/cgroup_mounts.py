@@ -6,14 +6,14 @@ Sources: cgroups(7), proc_pid_mountinfo(5); Linux ``Documentation/admin-guide/cg
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from joulewatch_exporter.errors import SensorAbsentError
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError
 from joulewatch_exporter.model import Host
 
 Version = Literal["v1", "v2"]
@@ -34,10 +34,10 @@ class Hierarchy:
     version: Version
     root: str
     """Where it is mounted."""
-    is_whole: bool
+    is_whole: bool = True
     """Whether its top is the machine's, and not that of a container."""
-    other: Hierarchy | None = None
-    """The other version, on a hybrid machine."""
+    view: str = "/"
+    """Path of its top in ``/proc/PID/cgroup``, as this process sees it."""
 
     @property
     def usage_file(self) -> str:
@@ -45,10 +45,8 @@ class Hierarchy:
         return USAGE_FILES[self.version]
 
 
-def find_hierarchy(host: Host, wanted: Literal["auto", "v1", "v2"]) -> Hierarchy:
-    """Return the hierarchy to read.
-
-    On a hybrid machine that is version 1: the controller of processors is there, and so are containers.
+def find_hierarchies(host: Host, wanted: Literal["auto", "v1", "v2"]) -> tuple[Hierarchy, ...]:
+    """Return the hierarchies that count processor time: one, or both versions on a hybrid machine.
 
     Args:
         host: The machine; only mounts below ``host.sysfs`` are taken, or all if that is ``/sys``.
@@ -57,21 +55,53 @@ def find_hierarchy(host: Host, wanted: Literal["auto", "v1", "v2"]) -> Hierarchy
     Raises:
         SensorAbsentError: There is none; the text has the fix.
     """
-    roots = {version: root for version, root in _roots(host).items() if wanted in ("auto", version)}
-    if not roots:
+    known: dict[Version, Hierarchy] = {}
+    for version, root, view in (*_mounted(host), *_usual(host)):
+        if wanted in ("auto", version) and version not in known and Path(root, _PROBES[version]).is_file():
+            known[version] = Hierarchy(version=version, root=root, is_whole=_is_whole(version, root), view=view)
+    if not known:
         missing = {"auto": "cgroup hierarchy", "v1": "cgroup v1 with cpuacct", "v2": "cgroup2"}[wanted]
         raise SensorAbsentError(
             f"{host.sysfs}/fs/cgroup: no {missing} with processor time is mounted; run `mount -t cgroup2 none "
             f"{host.sysfs}/fs/cgroup`, or in a container mount the host's: `docker run -v /sys:/host/sys:ro IMAGE "
             "--path.sysfs=/host/sys`"
         )
-    whole = {version: _is_whole(version, root) for version, root in roots.items()}
-    version: Version = "v1" if "v1" in roots else "v2"
-    chosen = Hierarchy(version=version, root=roots[version], is_whole=whole[version])
-    if len(roots) == 2:
-        other = Hierarchy(version="v2", root=roots["v2"], is_whole=whole["v2"])
-        return dataclasses.replace(chosen, other=other)
-    return chosen
+    return tuple(known[version] for version in sorted(known))
+
+
+def usable_hierarchies(host: Host, wanted: Literal["auto", "v1", "v2"]) -> tuple[Hierarchy, ...]:
+    """Return the hierarchies that have more than the cgroup of this container.
+
+    Raises:
+        SensorAbsentError: See `find_hierarchies`.
+        SensorDeniedError: Only the cgroup of this container is visible, and there are none below it.
+    """
+    known = find_hierarchies(host, wanted)
+    usable = tuple(hierarchy for hierarchy in known if hierarchy.is_whole or has_folders(hierarchy.root))
+    if not usable:
+        raise SensorDeniedError(
+            f"{known[0].root}: only the cgroup of this container is visible. Mount the host's and read it there: "
+            "`docker run --pid=host -v /sys:/host/sys:ro -v /proc:/host/proc:ro IMAGE --path.sysfs=/host/sys "
+            "--path.procfs=/host/proc`; Kubernetes: hostPath volumes of /sys and /proc"
+        )
+    return usable
+
+
+def current(hierarchies: Sequence[Hierarchy]) -> Hierarchy:
+    """Return the hierarchy to read now.
+
+    On a hybrid machine that is version 1, which has the controller of processors, and so containers and jobs; but
+    version 2 while only that has cgroups.
+    """
+    return next((hierarchy for hierarchy in hierarchies if has_folders(hierarchy.root)), hierarchies[0])
+
+
+def has_folders(path: str) -> bool:
+    """Return whether a folder has folders in it."""
+    try:
+        return os.stat(path).st_nlink > 2 or bool(folders(path))  # noqa: PTH116 - strings are faster
+    except OSError:
+        return False
 
 
 def folders(path: str) -> list[str]:
@@ -93,41 +123,32 @@ def _is_whole(version: Version, root: str) -> bool:
     return not os.path.exists(f"{root}/tasks") or os.path.exists(f"{root}/release_agent")  # noqa: PTH110
 
 
-def _roots(host: Host) -> dict[Version, str]:
-    """Return the root of each hierarchy that has processor time."""
-    roots: dict[Version, str] = {}
-    for version, root in (*_mounted(host), *_usual(host)):
-        if version not in roots and Path(root, _PROBES[version]).is_file():
-            roots[version] = root
-    return roots
-
-
-def _mounted(host: Host) -> list[tuple[Version, str]]:
-    """Return the mounts of this process, those below ``host.sysfs`` first."""
-    mounts: list[tuple[Version, str]] = []
+def _mounted(host: Host) -> list[tuple[Version, str, str]]:
+    """Return version, root and view of the mounts of this process, those below ``host.sysfs`` first."""
+    mounts: list[tuple[Version, str, str]] = []
     for line in _text(f"{host.procfs}/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
         if len(fields) < 5 or len(kinds) < 3:
             continue
-        point = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
+        view, point = (_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in fields[3:5])
         if kinds[0] == "cgroup2":
-            mounts.append(("v2", point))
+            mounts.append(("v2", point, view))
         elif kinds[0] == "cgroup" and "cpuacct" in kinds[2].split(","):
-            mounts.append(("v1", point))
+            mounts.append(("v1", point, view))
     sysfs = str(host.sysfs)
-    below = [(version, point) for version, point in mounts if f"{point}/".startswith(f"{sysfs}/")]
+    below = [mount for mount in mounts if f"{mount[1]}/".startswith(f"{sysfs}/")]
     if sysfs == "/sys":
         return below + [mount for mount in mounts if mount not in below]
     # In a copy of a machine's files, mountinfo has the machine's own paths.
-    return below + [(version, sysfs + point[4:]) for version, point in mounts if point.startswith("/sys/")]
+    return below + [(version, sysfs + point[4:], view) for version, point, view in mounts if point.startswith("/sys/")]
 
 
-def _usual(host: Host) -> list[tuple[Version, str]]:
+def _usual(host: Host) -> list[tuple[Version, str, str]]:
     """Return where the hierarchies are on almost all machines, for when mountinfo does not have them."""
     top = f"{host.sysfs}/fs/cgroup"
-    usual: list[tuple[Version, str]] = [("v2", f"{top}/{name}".rstrip("/")) for name in _V2_FOLDERS]
-    usual.extend(("v1", f"{top}/{name}") for name in _V1_FOLDERS)
+    usual: list[tuple[Version, str, str]] = [("v2", f"{top}/{name}".rstrip("/"), "/") for name in _V2_FOLDERS]
+    usual.extend(("v1", f"{top}/{name}", "/") for name in _V1_FOLDERS)
     return usual
 
 

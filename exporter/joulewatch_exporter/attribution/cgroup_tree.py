@@ -158,18 +158,11 @@ class CgroupTree:
             self.nodes.add(key)
             children = [f"{key}/{name}" for name in folders(path)]
             if rule.level != "folder":
-                children = [child for child in children if self._is_wanted(child)]
+                parts = self._depth == "container"
+                children = [child for child in children if self._names.is_shown(child, parts=parts)]
             if children and key.count("/") < _MOST_LEVELS:
                 self._parents.add(key)
                 waiting.extend(children)
-
-    def _is_wanted(self, child: str) -> bool:
-        """Return whether a child of a workload is to be shown.
-
-        A node of kind or minikube is a container that has a kubelet of its own: its pods are workloads.
-        """
-        rule = self._names.match(child).rule
-        return self._depth == "container" if rule.level == "part" else rule.manager == "kubernetes"
 
     def _drop(self, key: str) -> None:
         self.nodes.discard(key)

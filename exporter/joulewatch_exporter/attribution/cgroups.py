@@ -13,7 +13,6 @@ Sources: Linux ``Documentation/admin-guide/cgroup-v2.rst``, ``kernel/cgroup/rsta
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -21,13 +20,14 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
-from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, find_hierarchy, folders
+from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, current, usable_hierarchies
 from joulewatch_exporter.attribution.cgroup_tree import MOST_NODES, CgroupTree, Depth
 from joulewatch_exporter.attribution.model import ROOT, Usage, UsageScan, Weight, Workload
 from joulewatch_exporter.attribution.names import Names
+from joulewatch_exporter.attribution.privacy import KEY_NAME, NamesShown, Privacy, digest_key
 from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.base.sysfs import sensor_error
-from joulewatch_exporter.errors import SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
@@ -47,6 +47,12 @@ class CgroupsOptions:
     """Which version of cgroups is read on a machine that has both."""
     depth: Depth = "workload"
     """Whether containers of pods and steps of jobs are workloads as well."""
+    workload_names: NamesShown = "auto"
+    """Whether names are shown, or digests of them; see `Privacy`."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the names or paths that may be shown; none: all."""
+    deny: tuple[str, ...] = ()
+    """Patterns of those that may not."""
 
 
 class CgroupsSource:
@@ -56,20 +62,25 @@ class CgroupsSource:
     components: ClassVar[tuple[Component, ...]] = ("cpu", "memory")
     Options: ClassVar[type] = CgroupsOptions
 
-    def __init__(self, host: Host, hierarchy: Hierarchy, depth: Depth = "workload") -> None:
+    def __init__(self, host: Host, hierarchies: Sequence[Hierarchy], options: CgroupsOptions) -> None:
         """Walk the tree and read the total once.
 
         Args:
             host: Where procfs and the files of managers are.
-            hierarchy: What to read.
-            depth: See `CgroupsOptions`.
+            hierarchies: What to read; see `cgroup_mounts.current`.
+            options: Settings.
 
         Raises:
             SensorError: The total cannot be read.
         """
+        self._hierarchies = tuple(hierarchies)
+        self._options = options
         self._stat_path = f"{host.procfs}/stat"
-        self._names = Names(host, lambda key: self._tree.members(key))
-        self._depth = depth
+        self._names = Names(host, lambda key: self._tree.members(key), lambda key: key in self._tree.nodes)
+        key, self._missing_folder = b"", ""
+        if options.workload_names != "plain":
+            key, self._missing_folder = digest_key(os.environ, str(host.procfs.parent).rstrip("/"))
+        self._privacy = Privacy(names=options.workload_names, allow=options.allow, deny=options.deny, key=key)
         self._root = -1
         self._total_offset = 0.0
         self._open: dict[str, int] = {}
@@ -79,12 +90,13 @@ class CgroupsSource:
         self._order_tops: tuple[str, ...] = ()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_open = min(_MOST_OPEN, soft // 4) if soft > 0 else _MOST_OPEN
-        self._use(hierarchy)
+        self._use(current(self._hierarchies))
+        self._privacy.note(self._tree.nodes)
         self._total()
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Find the hierarchy.
+        """Find the hierarchies.
 
         Args:
             host: Where sysfs and procfs are.
@@ -92,27 +104,23 @@ class CgroupsSource:
 
         Raises:
             SensorAbsentError: No hierarchy with processor time is mounted.
-            SensorDeniedError: It may not be read, or only the cgroup of this container is visible and has none below.
+            SensorDeniedError: Only the cgroup of this container is visible, and there are none below it.
         """
         assert isinstance(options, CgroupsOptions)
-        hierarchy = find_hierarchy(host, options.hierarchy)
-        if not hierarchy.is_whole and not folders(hierarchy.root):
-            raise SensorDeniedError(
-                f"{hierarchy.root}: only the cgroup of this container is visible. Mount the host's and read it there: "
-                "`docker run --pid=host -v /sys:/host/sys:ro -v /proc:/host/proc:ro IMAGE --path.sysfs=/host/sys "
-                "--path.procfs=/host/proc`; Kubernetes: hostPath volumes of /sys and /proc"
-            )
-        return cls(host, hierarchy, options.depth)
+        return cls(host, usable_hierarchies(host, options.hierarchy), options)
 
     @property
     def findings(self) -> Sequence[Finding]:
         """Return which hierarchy is read, the managers in it, and what limits it."""
         hierarchy, tree = self._hierarchy, self._tree
         text = f"cgroup {hierarchy.version}, {len(tree.nodes)} cgroups"
-        if hierarchy.other is not None:
-            text += f"; not read: cgroup {hierarchy.other.version} at {hierarchy.other.root}"
+        for other in self._hierarchies:
+            if other is not hierarchy:
+                text += f"; not read: cgroup {other.version} at {other.root}"
         if not hierarchy.is_whole:
             text += "; only those in this container are visible: what others used counts as system"
+        if self._privacy.hashes:
+            text += "; digests stand for names (attribution.workload_names)"
         findings = [Finding(status="found", collector=self.name, subject=hierarchy.root, text=text)]
         findings.extend(self._names.findings(self.name, sorted(tree.nodes)))
         if tree.refused:
@@ -123,6 +131,16 @@ class CgroupsSource:
                     subject="inotify",
                     text=f"{tree.refused}: the tree of cgroups is read each time that workloads are searched instead",
                     cure="sudo sysctl fs.inotify.max_user_instances=1024 fs.inotify.max_user_watches=65536",
+                )
+            )
+        if self._privacy.hashes and self._missing_folder:
+            findings.append(
+                Finding(
+                    status="skipped",
+                    collector=self.name,
+                    subject=f"{self._missing_folder}/{KEY_NAME}",
+                    text="no secret key: users of this machine can compute the digest of a name that they know",
+                    cure="StateDirectory=joulewatch in the exporter's systemd unit",
                 )
             )
         if tree.is_full:
@@ -142,8 +160,8 @@ class CgroupsSource:
         Raises:
             SensorError: The total cannot be read.
         """
-        self._tree.take_changes()
         self._switch()
+        self._tree.take_changes()
         if keys != self._wanted or self._tree.tops is not self._order_tops:
             self._wanted, self._order_tops = frozenset(keys), self._tree.tops
             self._order = _children_first({*keys, *self._tree.tops})
@@ -157,14 +175,18 @@ class CgroupsSource:
         Raises:
             SensorError: The total cannot be read.
         """
-        self._tree.refresh()
         self._switch()
-        self._last = {key: seconds for key, seconds in self._last.items() if key in self._tree.nodes}
-        return self._scan(_children_first(self._tree.nodes), self._read_once)
+        self._tree.refresh()
+        nodes: Collection[str] = self._tree.nodes
+        self._privacy.note(nodes)
+        self._last = {key: seconds for key, seconds in self._last.items() if key in nodes}
+        if self._privacy.has_patterns:
+            nodes = [key for key in nodes if self._privacy.may_show(key, self._names.workload(key))]
+        return self._scan(_children_first(nodes), self._read_once)
 
     def workload(self, key: str) -> Workload:
-        """Return the names of a cgroup."""
-        return self._names.workload(key)
+        """Return the names of a cgroup, or digests of them."""
+        return self._privacy.shown(key, self._names.workload(key))
 
     def close(self) -> None:
         """Close all files; safe to call twice."""
@@ -181,16 +203,15 @@ class CgroupsSource:
         self._hierarchy = hierarchy
         self._prefix = f"{hierarchy.root}/"
         self._file = hierarchy.usage_file
-        self._tree = CgroupTree(hierarchy.root, self._names, depth=self._depth)
+        self._tree = CgroupTree(hierarchy.root, self._names, depth=self._options.depth)
 
     def _switch(self) -> None:
-        """On a hybrid machine, go over to the other hierarchy if this one has no cgroup and the other has some."""
-        this, other = self._hierarchy, self._hierarchy.other
-        if other is None or self._tree.tops or not folders(other.root):
+        """On a hybrid machine, read the other hierarchy if it is now the current one."""
+        if len(self._hierarchies) == 1 or (hierarchy := current(self._hierarchies)) is self._hierarchy:
             return
         total = self._total()
         self.close()
-        self._use(dataclasses.replace(other, other=dataclasses.replace(this, other=None)))
+        self._use(hierarchy)
         # The two count the processor time of the machine in different ways; the total must not fall.
         self._total_offset += total - self._total()
 

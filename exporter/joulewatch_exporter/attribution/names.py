@@ -23,6 +23,7 @@ from joulewatch_exporter.text import label_text
 SHORT_ID: Final = 12
 """Digits of a container's identifier that are shown, as by the engines."""
 _DIGEST: Final = 6
+_MOST_CACHED: Final = 50_000
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _USER_SLICE: Final = re.compile(r"(?:^|/)user\.slice/user-(\d+)\.slice(?:/|$)")
 _WITH_FILES: Final = ("kubernetes", "docker", "podman", "slurm")
@@ -66,15 +67,22 @@ def user_of(key: str) -> str:
 class Names:
     """Names of the workloads of one machine. They are cached, and stay as they are while a cgroup lives."""
 
-    def __init__(self, host: Host, members: Callable[[str], Iterable[tuple[str, int]]] = lambda key: ()) -> None:
+    def __init__(
+        self,
+        host: Host,
+        members: Callable[[str], Iterable[tuple[str, int]]] = lambda key: (),
+        is_living: Callable[[str], bool] = lambda key: True,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             host: The machine. Files of its managers are next to ``host.procfs``: below ``/host`` for ``/host/proc``.
             members: Returns the processes in a cgroup and those below it: path of the cgroup, process identifier.
+            is_living: Whether a cgroup exists.
         """
         self._files = Files(str(host.procfs.parent).rstrip("/"), str(host.procfs))
         self._members = members
+        self._is_living = is_living
         self._matches: dict[str, Match] = {}
         self._workloads: dict[str, Workload] = {}
         self._keys: dict[tuple[str, str], str] = {}
@@ -83,23 +91,53 @@ class Names:
         """Return what a path contains; cached."""
         match = self._matches.get(key)
         if match is None:
+            if len(self._matches) >= _MOST_CACHED:
+                self._matches.clear()
             match = self._matches[key] = classify(key)
         return match
 
     def workload(self, key: str) -> Workload:
         """Return the names of a cgroup.
 
-        Of two living cgroups with one name, that of the second ends with a digest of its path.
+        If another living cgroup has the same name, it ends with a digest of its path; but two cgroups of one job are
+        one workload: ``slurmd`` may run more than once on a machine.
         """
         workload = self._workloads.get(key)
         if workload is None:
             workload = self._named(key)
-            if self._keys.setdefault((workload.kind, workload.workload), key) != key:
+            other = self._keys.get((workload.kind, workload.workload), key)
+            if other != key and workload.kind != "slurm_job" and self._is_living(other):
                 digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:_DIGEST]
                 workload = dataclasses.replace(workload, workload=label_text(f"{workload.workload}~{digest}"))
-                self._keys[workload.kind, workload.workload] = key
+            self._keys[workload.kind, workload.workload] = key
             self._workloads[key] = workload
         return workload
+
+    def is_shown(self, child: str, *, parts: bool) -> bool:
+        """Return whether a cgroup directly below a workload is read.
+
+        Args:
+            child: Its path. A node of kind or minikube is a container with a kubelet in it: its pods are workloads.
+            parts: Whether containers of pods and steps of jobs are wanted.
+        """
+        rule = self.match(child).rule
+        return parts if rule.level == "part" else rule.manager == "kubernetes"
+
+    def owner(self, path: str, *, parts: bool) -> str:
+        """Return the path of the innermost cgroup that is read and contains another one.
+
+        Args:
+            path: Of any cgroup, such as that of a process.
+            parts: See `is_shown`.
+        """
+        owner = ""
+        names = path.split("/")
+        for depth in range(1, len(names) + 1):
+            key = "/".join(names[:depth])
+            if owner and self.match(owner).rule.level != "folder" and not self.is_shown(key, parts=parts):
+                break
+            owner = key
+        return owner
 
     def keep(self, keys: Collection[str]) -> None:
         """Forget all other cgroups."""

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
+from joulewatch_exporter.attribution.cgroup_mounts import usable_hierarchies
 from joulewatch_exporter.attribution.model import ROOT, Usage, UsageScan, Weight, Workload
 from joulewatch_exporter.collectors.base.proc_stat import TICKS_PER_SECOND, read_busy
 from joulewatch_exporter.collectors.base.sysfs import sensor_error
+from joulewatch_exporter.errors import SensorAbsentError, SensorError
 from joulewatch_exporter.model import Component, Finding, Host
 from joulewatch_exporter.text import label_text
 
@@ -88,17 +90,21 @@ class ProcessesSource:
             options: `ProcessesOptions`.
 
         Raises:
-            SensorAbsentError: There is no procfs.
+            SensorAbsentError: There is no procfs, or cgroups can be read.
             SensorDeniedError: It cannot be read.
         """
         assert isinstance(options, ProcessesOptions)
-        return cls(host)
+        try:
+            usable = usable_hierarchies(host, "auto")
+        except SensorError:
+            return cls(host)
+        raise SensorAbsentError(f"{usable[0].root}: cgroups are read instead, which is more exact")
 
     @property
     def findings(self) -> Sequence[Finding]:
         """Return how many groups there are, and what is not seen."""
         text = (
-            f"{len(self._known)} processes in {len(self._ticks)} groups; less exact than cgroups: the use of a process "
+            f"processes: {len(self._known)}, groups: {len(self._ticks)}; less exact than cgroups: the use of a process "
             "that nobody waits for counts as system"
         )
         return (Finding(status="found", collector=self.name, subject=f"{self._procfs}/PID/stat", text=text),)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter.attribution import cgroup_tree
-from joulewatch_exporter.attribution.cgroup_mounts import Version, find_hierarchy
+from joulewatch_exporter.attribution.cgroup_mounts import Version, current, find_hierarchies
 from joulewatch_exporter.attribution.cgroup_tree import WALK_NS, CgroupTree
 from joulewatch_exporter.attribution.cgroups import CgroupsOptions, CgroupsSource
 from joulewatch_exporter.attribution.inotify import Watcher
@@ -23,6 +23,9 @@ from support.cgroups import FakeTree, RealTree, real_tree
 ID = "f94ab0b4a59a1c7d9e0d2a8b6c5f4e3d2c1b0a9f8e7d6c5b4a39281706f5e4d3"
 POD = "kubepods.slice/kubepods-pod2c48913c_b29f_11e7_9350_020968147796.slice"
 NGINX, CRON = "system.slice/nginx.service", "system.slice/cron.service"
+
+
+PLAIN = CgroupsOptions(workload_names="plain")
 
 
 def seconds(scan: UsageScan) -> dict[str, float]:
@@ -46,7 +49,7 @@ def real(version: Version) -> Iterator[RealTree]:
 
 @pytest.fixture
 def source(real: RealTree) -> Iterator[CgroupsSource]:
-    source = CgroupsSource(Host(), real.hierarchy)
+    source = CgroupsSource(Host(), [real.hierarchy], PLAIN)
     yield source
     source.close()
 
@@ -136,7 +139,7 @@ def test_the_number_of_open_files_is_bounded(real: RealTree, source: CgroupsSour
 
 def test_the_whole_machine_can_be_read(version: Version) -> None:
     with real_tree(version) as tree:  # so that there is at least one cgroup
-        source = CgroupsSource.open(Host(), CgroupsOptions(hierarchy=version))
+        source = CgroupsSource.open(Host(), CgroupsOptions(workload_names="plain", hierarchy=version))
         scan = source.survey()
         source.close()
     assert tree.root.name in seconds(scan)
@@ -148,20 +151,20 @@ def test_the_whole_machine_can_be_read(version: Version) -> None:
 
 def test_mountinfo_has_the_hierarchy(fake: FakeTree) -> None:
     fake.use(NGINX, 1.5)
-    hierarchy = find_hierarchy(fake.host, "auto")
+    (hierarchy,) = find_hierarchies(fake.host, "auto")
     assert (hierarchy.version, hierarchy.root, hierarchy.is_whole) == (fake.version, str(fake.top), True)
 
 
 def test_a_hierarchy_at_the_usual_place_needs_no_mountinfo(tmp_path: Path, version: Version) -> None:
     fake = FakeTree(tmp_path, version, listed=False)
-    assert find_hierarchy(fake.host, "auto").root == str(fake.top)
+    assert current(find_hierarchies(fake.host, "auto")).root == str(fake.top)
 
 
 def test_usage_of_plain_files(fake: FakeTree) -> None:
     fake.use("", 10)
     fake.use("system.slice", 4)
     fake.use(NGINX, 1.5)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([NGINX])) == {NGINX: 1.5, "system.slice": 4, ROOT: 10}
     fake.use(NGINX, 2.5)
     assert seconds(source.read([NGINX]))[NGINX] == 2.5
@@ -171,7 +174,7 @@ def test_usage_of_plain_files(fake: FakeTree) -> None:
 
 def test_a_counter_that_fell_belongs_to_another_cgroup(fake: FakeTree) -> None:
     fake.use(NGINX, 5)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.survey())[NGINX] == 5
     fake.use(NGINX, 1)
     assert NGINX not in seconds(source.survey())
@@ -181,7 +184,7 @@ def test_a_counter_that_fell_belongs_to_another_cgroup(fake: FakeTree) -> None:
 def test_the_total_has_no_stolen_time(tmp_path: Path) -> None:
     fake = FakeTree(tmp_path)
     fake.write("sys/fs/cgroup/cpu.stat", "usage_usec 9000000\nuser_usec 5000000\nsystem_usec 1000000\n")
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([]))[ROOT] == 6
 
 
@@ -189,19 +192,19 @@ def test_an_old_kernel_has_no_total_of_its_own(tmp_path: Path) -> None:
     fake = FakeTree(tmp_path)
     (fake.top / "cpu.stat").unlink()
     fake.stat(7.25)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([]))[ROOT] == 7.25
 
 
 def test_a_damaged_total_is_an_error_and_a_damaged_cgroup_is_left_out(fake: FakeTree) -> None:
     fake.use(NGINX, 1)
     file = fake.top / NGINX / ("cpu.stat" if fake.version == "v2" else "cpuacct.usage")
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     file.write_text("nonsense\n")
     assert NGINX not in seconds(source.read([NGINX]))
     (fake.top / file.name).write_text("nonsense\n")
     with pytest.raises(SensorGlitchError, match="has no processor time"):
-        CgroupsSource.open(fake.host, CgroupsOptions())
+        CgroupsSource.open(fake.host, PLAIN)
 
 
 def hybrid(tmp_path: Path) -> tuple[FakeTree, Path]:
@@ -218,17 +221,17 @@ def test_version_1_is_read_on_a_hybrid_machine(tmp_path: Path) -> None:
     fake, unified = hybrid(tmp_path)
     fake.use("docker", 1)
     (unified / "system.slice").mkdir()
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([])).keys() == {"docker", ROOT}
     assert f"not read: cgroup v2 at {unified}" in source.findings[0].text
-    chosen = CgroupsSource.open(fake.host, CgroupsOptions(hierarchy="v2"))
+    chosen = CgroupsSource.open(fake.host, CgroupsOptions(workload_names="plain", hierarchy="v2"))
     assert chosen.findings[0].subject == str(unified)
 
 
 def test_a_hybrid_machine_without_version_1_cgroups_goes_over_to_version_2(tmp_path: Path) -> None:
     fake, unified = hybrid(tmp_path)
     fake.use("", 20)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([])) == {ROOT: 20}
     (unified / "run.scope").mkdir()
     (unified / "run.scope/cpu.stat").write_text("usage_usec 2000000\n")
@@ -241,14 +244,14 @@ def test_a_machine_without_cgroups(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     host = Host(sysfs=tmp_path / "sys", procfs=tmp_path / "proc")
     with pytest.raises(SensorAbsentError, match="mount -t cgroup2 none"):
-        CgroupsSource.open(host, CgroupsOptions())
+        CgroupsSource.open(host, PLAIN)
 
 
 def test_a_container_that_sees_only_itself_is_denied_with_the_fix(tmp_path: Path) -> None:
     fake = FakeTree(tmp_path)
     (fake.top / "cgroup.events").write_text("populated 1\n")
     with pytest.raises(SensorDeniedError, match="-v /sys:/host/sys:ro"):
-        CgroupsSource.open(fake.host, CgroupsOptions())
+        CgroupsSource.open(fake.host, PLAIN)
 
 
 def test_a_container_with_cgroups_of_its_own_shares_by_the_time_of_the_machine(tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ def test_a_container_with_cgroups_of_its_own_shares_by_the_time_of_the_machine(t
     fake.use("", 3)
     fake.use(NGINX, 2)
     fake.stat(50)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(source.read([NGINX]))[ROOT] == 50
     assert "counts as system" in source.findings[0].text
 
@@ -270,9 +273,9 @@ def test_parts_are_read_if_wanted(tmp_path: Path) -> None:
     fake.use(f"{NGINX}/inner", 1)
     for folder in ("system.slice", NGINX, "kubepods.slice", POD):
         fake.use(folder, 2)
-    usual = CgroupsSource.open(fake.host, CgroupsOptions())
+    usual = CgroupsSource.open(fake.host, PLAIN)
     assert seconds(usual.survey()).keys() == {ROOT, POD, NGINX, "kubepods.slice", "system.slice"}
-    deep = CgroupsSource.open(fake.host, CgroupsOptions(depth="container"))
+    deep = CgroupsSource.open(fake.host, CgroupsOptions(workload_names="plain", depth="container"))
     assert seconds(deep.survey()).keys() - seconds(usual.survey()).keys() == {part}
 
 
@@ -307,7 +310,7 @@ def test_without_inotify_the_tree_is_walked(fake: FakeTree) -> None:
 def test_inotify_that_is_refused_is_a_finding(fake: FakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup_tree, "MOST_WATCHES", 1)
     fake.use(NGINX, 1)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     (finding,) = [finding for finding in source.findings if finding.subject == "inotify"]
     assert finding.status == "skipped"
     assert "fs.inotify.max_user_watches" in finding.cure
@@ -360,7 +363,7 @@ def test_the_number_of_cgroups_is_bounded(fake: FakeTree, monkeypatch: pytest.Mo
     fake.use("system.slice", 20)
     for number in range(10):
         fake.use(f"system.slice/u{number}.service", 1)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     assert len(source.survey().usages[""]) == 6  # and the root
     assert any("count as part of their parents" in finding.text for finding in source.findings)
 
@@ -384,7 +387,7 @@ def test_the_processes_of_a_cgroup_are_those_below_it_too(fake: FakeTree) -> Non
 def test_findings_name_the_managers(fake: FakeTree) -> None:
     for key in (NGINX, CRON, POD, "system.slice/slurmstepd.scope/job_1"):
         fake.use(key, 1)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     found = {finding.subject: finding.text for finding in source.findings if finding.status == "found"}
     assert found == {
         str(fake.top): f"cgroup {fake.version}, 7 cgroups",
@@ -397,7 +400,7 @@ def test_findings_name_the_managers(fake: FakeTree) -> None:
 def test_files_of_managers_that_may_not_be_read_are_a_finding(fake: FakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(fake.write(f"var/lib/docker/containers/{ID}/config.v2.json", "{}"))
     fake.use(f"docker/{ID}", 1)
-    source = CgroupsSource.open(fake.host, CgroupsOptions())
+    source = CgroupsSource.open(fake.host, PLAIN)
     builtin_open = open
 
     def denying(path: str, *arguments: str) -> object:

@@ -269,15 +269,21 @@ def test_the_environment_of_a_task_has_the_job(machine: FakeTree) -> None:
     assert names.workload(f"{SLUID}/step_batch").workload == "4242.batch"
 
 
-def test_two_cgroups_of_one_name_stay_apart(machine: FakeTree) -> None:
+def test_two_living_cgroups_of_one_name_stay_apart(machine: FakeTree) -> None:
+    living = {"lxc/web", "default/web"}
+    names = Names(machine.host, is_living=living.__contains__)
+    assert names.workload("lxc/web").workload == "web"
+    assert names.workload("default/web").workload.startswith("web~")
+    assert names.workload("lxc/web").workload == "web"
+    living.remove("lxc/web")
+    assert names.workload("lxc.payload.web").workload == "web"  # the first one was replaced
+    names.keep(["default/web"])
+    assert names.workload("default/web").workload.startswith("web~")
+
+
+def test_one_job_of_two_slurmds_is_one_workload(machine: FakeTree) -> None:
     names = Names(machine.host)
-    first, second = "slurm_a/uid_1/job_5", "slurm_b/uid_1/job_5"
-    assert names.workload(first).workload == "5"
-    assert names.workload(second).workload.startswith("5~")
-    assert names.workload(first).workload == "5"
-    names.keep([second])
-    assert names.workload(second).workload.startswith("5~")
-    assert names.workload("slurm_c/uid_1/job_5").workload == "5"
+    assert names.workload("slurm_a/uid_1/job_5") == names.workload("slurm_b/uid_1/job_5")
 
 
 def test_labels_are_printable_and_short(machine: FakeTree) -> None:

@@ -42,7 +42,7 @@ class Machine:
     def groups(self) -> dict[str, float]:
         """Read the use of each group in seconds, but for the machine."""
         if self._source is None:
-            self._source = ProcessesSource.open(self.tree.host, ProcessesOptions())
+            self._source = ProcessesSource(self.tree.host)
         scan = self._source.read([])
         assert scan.usages[""][-1].key == ROOT
         return {usage.key: round(usage.seconds, 6) for usage in scan.usages[""][:-1]}
@@ -59,7 +59,7 @@ def test_the_processes_of_a_session_are_one_group(machine: Machine) -> None:
     machine.run(2, "kthreadd", parent=0, session=0, own=700, flags=KTHREAD)
     machine.tree.stat(42.5)
     assert machine.groups() == {"bash": 4, "systemd": 0}
-    source = ProcessesSource.open(machine.tree.host, ProcessesOptions())
+    source = ProcessesSource(machine.tree.host)
     assert source.survey().usages[""][-1].seconds == 42.5
     workload = source.workload("bash")
     assert (workload.kind, workload.workload) == ("other", "bash")
@@ -136,13 +136,21 @@ def test_files_that_are_damaged_or_hidden_are_skipped(machine: Machine) -> None:
     assert machine.groups() == {"systemd": 0}
 
 
+def test_processes_are_read_only_where_cgroups_cannot_be(machine: Machine) -> None:
+    with pytest.raises(SensorAbsentError, match="cgroups are read instead"):
+        ProcessesSource.open(machine.tree.host, ProcessesOptions())
+    (machine.tree.top / "cgroup.events").write_text("populated 1\n")  # a container
+    source = ProcessesSource.open(machine.tree.host, ProcessesOptions())
+    assert source.findings[0].text.startswith("processes: 1, groups: 1;")
+
+
 def test_a_machine_without_procfs(tmp_path: Path) -> None:
-    with pytest.raises(SensorAbsentError):
-        ProcessesSource.open(Host(procfs=tmp_path / "proc"), ProcessesOptions())
+    with pytest.raises(SensorAbsentError, match=str(tmp_path / "proc")):
+        ProcessesSource.open(Host(sysfs=tmp_path, procfs=tmp_path / "proc"), ProcessesOptions())
 
 
 def test_real_short_lived_processes_count_in_the_session_that_started_them() -> None:
-    source = ProcessesSource.open(Host(), ProcessesOptions())
+    source = ProcessesSource(Host())
 
     def used() -> float:
         return next((usage.seconds for usage in source.read([]).usages[""] if usage.key == "sh"), 0.0)
