@@ -14,7 +14,7 @@ LONGEST_LINE: Final = 120
 LARGEST_PICTURE_BYTES: Final = 150_000
 GENERATED: Final = ROOT / "tests" / "benchmarks" / "results"
 """The benchmarks write these: their tables are as wide as their figures need."""
-FOREIGN: Final = re.compile(r"(^|/)(\.|node_modules/)")
+FOREIGN: Final = re.compile(r"(^|/)(\.|build/|node_modules/)")
 """Folders of tools: environments, caches, packages."""
 
 DOCUMENTS: Final = sorted(path for path in ROOT.rglob("*.md") if not FOREIGN.search(str(path.relative_to(ROOT))))

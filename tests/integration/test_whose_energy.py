@@ -51,8 +51,14 @@ from support.runs import header
 IDLE_WATTS = 50.0
 WATTS_PER_PROCESSOR = 20.0
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
-CPU: dict[str, Any] = {"exporter": "node1:10717", "scope": "device", "collector": "rapl", "component": "cpu", "device": "socket0",
-       "domain": "package"}  # fmt: skip
+CPU: dict[str, Any] = {
+    "exporter": "node1:10717",
+    "scope": "device",
+    "collector": "rapl",
+    "component": "cpu",
+    "device": "socket0",
+    "domain": "package",
+}
 BURN = "while True: pass"
 
 

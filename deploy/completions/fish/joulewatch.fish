@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile measure analyze compare ci report layers fit predict recommend device energy calibrate import sensors runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --accuracy --base --batch-size --batch-sizes --build --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --fail-above --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --source --start --threads --time --timeout --timezone --trace --unit --window --windows -r
+set -g _shtab_joulewatch_opts_with_value --accuracy --base --batch-size --batch-sizes --build --by --calibration --carbon --card --clock-mhz --clock-offset --configuration --cpus --device --devices --driver-seconds --end --energy --every --exporter --exporter.flags --fail-above --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --inferences --interval --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --per --phases --plan --power --precision --predictions --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --reference --reference-name --repeat --rounds --run --runtime --scenario --scope --scrape-rate --seconds --seed --sensor --server-rate --since --slurm-job --smallest --source --start --threads --time --timeout --timezone --trace --unit --window --windows -r
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -118,7 +118,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l output -xka "(__f
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l format -xka "table json csv mlperf-energy codecarbon" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l carbon -x -d 'carbon intensity of the electricity, for the emissions of --format codecarbon'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write the figure: .png, .svg or .pdf'
-complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l net -d 'show energy net of idle power in the figure too'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l net -d 'show net and attributed energy in the figure too'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l budget -d 'show the uncertainty budgets under the table'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l strict -d 'exit with code 3 if the audit has findings of severity error'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l source -x -d 'exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)'
@@ -252,6 +252,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using energy' -l sensor -x -d 'only
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l scope -xka "device node part all" -d 'default: all'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l every -xka "1h 1d 1mo" -d 'write CSV: energy per hour, day or calendar month of the local time zone, host and component'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l price -x -d 'with --every: price of a kWh, for a column with the cost'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l per -x -d 'energy per unit of a counter of any target, such as '"'"'vllm:generation_tokens_total'"'"' or '"'"'http_requests_total{job="web"}'"'"', or per token and request of an LLM server: vllm, sglang, tgi, tensorrt-llm, dynamo, triton, llama.cpp; repeatable: several counters are also separated by least squares'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l by -x -d 'with --per: also for each value of a label, in proportion to the counter'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l source -x -d 'exporter to read from Prometheus: joulewatch, node_exporter, dcgm, ipmi_exporter, kepler, ceems, scaphandre, all-smi, nvidia_gpu_exporter, or a mapping FILE.yaml; repeatable (default: joulewatch)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'

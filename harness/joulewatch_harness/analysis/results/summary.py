@@ -448,9 +448,9 @@ class _Analysis:
                 return "idle power is not known: no idle window has the energy of all devices"
             if problem := self.idle_problem(idle, members):
                 return problem
-            for measured, energy in self.gather(members, windows)[0]:
-                idle_joules = idle.watts * measured.span.duration_s
-                one = share_window(component, measured.window, energy.joules, idle_joules)
+            for measured, energies in self.gather(members, windows)[0]:
+                joules = math.fsum([energy.joules for energy in energies])
+                one = share_window(component, measured.window, joules, idle.watts * measured.span.duration_s)
                 if isinstance(one, str):
                     return one
                 by_window.setdefault(measured.window.index, []).append(one)

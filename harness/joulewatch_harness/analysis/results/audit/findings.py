@@ -113,7 +113,7 @@ FIXES: Final[Mapping[str, str]] = {
     "frozen": "restart the driver or the machine, or disable the sensor in the exporter",
     "load_draws_idle": "check that the network runs on a measured device, and that its sensor works",
     "idle_busy": "stop other work, also timers and updates, and repeat the run",
-    "other_load": "stop other work and repeat the run, or use `attributed`: gross and net energy contain it",
+    "other_load": "stop other work and repeat the run, or use `attributed` energy; gross and net energy contain it",
     "settle_too_short": "set `settle_s` to at least the refresh period",
     "missing_windows": "deliver the rest with `joulewatch runs push`, or repeat the run",
     "made_up_inputs": "give real ones with `--option inputs=FILE.npz`, or fixed ones with `values`; see Model files",
