@@ -80,6 +80,12 @@ class _Source:
             logger.info("usage %s: can be read again", self.name)
         return result
 
+    def survey(self) -> tuple[UsageScan, float]:
+        """Return the usage of every workload, and the processor time of the read."""
+        started_s = time.thread_time()
+        scan = self.source.survey()
+        return scan, time.thread_time() - started_s
+
     def close(self) -> None:
         try:
             self._thread.call(self.source.close, 0.1)
@@ -274,13 +280,16 @@ class Attributor:
     def survey(self) -> None:
         """Read every living workload and give places to those that need one."""
         started_ns = self._clock.monotonic_ns()
+        spent_s = 0.0
         usages: dict[MeterKey, Any] = {}
         holders: list[str] = []
         known: dict[str, _Source] = {}
         for one in self._sources:
-            scan = one.call(one.source.survey, SURVEY_S)
-            if scan is None:
+            survey = one.call(one.survey, SURVEY_S)
+            if survey is None:
                 continue
+            scan, cpu_s = survey
+            spent_s += cpu_s
             for device, nodes in scan.usages.items():
                 usages[one.name, device] = nodes
                 for usage in nodes:
@@ -291,7 +300,7 @@ class Attributor:
                     known.setdefault(key, one)
         with self._lock:
             now_ns = self._clock.monotonic_ns()
-            period_s = min(max(SURVEY_S, (now_ns - started_ns) / NS_PER_S / SURVEY_SHARE), LONGEST_SURVEY_PERIOD_S)
+            period_s = min(max(SURVEY_S, spent_s / SURVEY_SHARE), LONGEST_SURVEY_PERIOD_S)
             self._survey_due_ns = started_ns + round(period_s * NS_PER_S)
             wanted = self._places.survey(now_ns, usages, holders)
         for key in wanted:

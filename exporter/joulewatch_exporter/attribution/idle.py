@@ -104,6 +104,8 @@ class IdlePower:
                 points.clear()
             elif read_at_ns - last_ns < POINT_S * NS_PER_S:
                 return
+            elif joules == last_joules:
+                points.clear()  # the counter stands still
         points.append((read_at_ns, joules, busy_seconds))
         first_ns, first_joules, first_busy = points[0]
         seconds = (read_at_ns - first_ns) / NS_PER_S
@@ -111,7 +113,7 @@ class IdlePower:
             return
         points.popleft()
         watts = (joules - first_joules) / seconds
-        if watts > 0.0 and busy_seconds - first_busy < MOST_BUSY * seconds:
+        if busy_seconds - first_busy < MOST_BUSY * seconds:
             self._found(key, watts, now_s)
 
     def _found(self, key: DeviceKey, watts: float, now_s: float) -> None:

@@ -5,7 +5,8 @@ A counter must not move from one series to another, so places are sticky. A work
 parent. It keeps the place to its end and ``keep_gone_seconds`` longer, so that the next scrape sees its last value. If
 all places are taken, a new workload gets the place of a living one that has not mattered for ``keep_gone_seconds``.
 
-A slice of containers that live for less than a second is a workload as well: its remainder is what they used.
+A slice of containers that live for less than a second is a workload as well: its remainder is what they used. If more
+workloads need a place than are free, the slices that they are in come first.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Places:
         self._keep_gone_ns = round(keep_gone_s * NS_PER_S)
         self._least_seconds = least_seconds
         self._windows: dict[MeterKey, deque[tuple[int, dict[str, float]]]] = {}
+        self._last: dict[MeterKey, dict[str, float]] = {}
+        """The last survey, and what ended workloads with places had used in their last one."""
         self.by_key: dict[str, Place] = {}
         """Node -> its place; several nodes may share one."""
         self.places: tuple[Place, ...] = ()
@@ -108,11 +111,22 @@ class Places:
             while "/" in key and key not in living:
                 key = key.rpartition("/")[0]
             needs[key] = max(self._min_share, needs.get(key, 0.0))
-        for key in needs.keys() & self.by_key.keys():
-            self.by_key[key].matters_ns = now_ns
+        for key in needs:
+            # What a node without a place used is that of the one above it.
+            if (place := self.owner(key)) is not None:
+                place.matters_ns = now_ns
         self.rest = len(living - self.by_key.keys())
-        new = sorted(needs.keys() - self.by_key.keys(), key=lambda key: (-needs[key], key))
-        return new[: self._max_workloads]
+        new = {key: share for key, share in needs.items() if key not in self.by_key}
+        if len(new) <= self._max_workloads - len(self.places):
+            return _largest_first(new)
+        # What gets no place counts for the nearest node above it that has one, so those come first.
+        above: dict[str, float] = {}
+        for key, share in new.items():
+            parent = key
+            while "/" in parent and (parent := parent.rpartition("/")[0]) not in self.by_key:
+                above[parent] = above.get(parent, 0.0) + share
+        alone = {key: share for key, share in new.items() if key not in above}
+        return [*_largest_first(above), *_largest_first(alone)][: self._max_workloads]
 
     def give(self, now_ns: int, key: str, workload: Workload) -> bool:
         """Give a place to a node; return False if all places are taken."""
@@ -148,8 +162,11 @@ class Places:
             window.popleft()
         total = now.get(ROOT, 0.0) - before.get(ROOT, 0.0)
         least = self._min_share * max(total, self._least_seconds)
+        # What a workload with a place used before it ended is not its parent's.
+        last = self._last.get(meter, {})
+        both = self._last[meter] = now | {key: last[key] for key in self.by_key if key not in now and key in last}
         used = {}
-        for key, seconds in now.items():
+        for key, seconds in both.items():
             start = before.get(key, 0.0)
             seconds -= start if start <= seconds else 0.0  # it fell: another node of the same name
             if key != ROOT and seconds > 0.0 and (seconds >= least or key in self.by_key):
@@ -220,3 +237,7 @@ class Places:
             self.ended.append(place)
             self.places = tuple([other for other in self.places if other is not place])
             self.version += 1
+
+
+def _largest_first(shares: Mapping[str, float]) -> list[str]:
+    return sorted(shares, key=lambda key: (-shares[key], key))

@@ -17,7 +17,7 @@ from joulewatch_exporter.config.config import AttributionSettings, SourceSetting
 from joulewatch_exporter.errors import ConfigError, SensorGlitchError
 from joulewatch_exporter.model import EMULATION_MARKER, Host
 from joulewatch_exporter.sampling.family import Family
-from support.clock import FakeClock
+from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeSensor, Machine, energy_sensor, fake_family
 from support.usage import ScriptedUsage, scripted, scripted_source
 
@@ -298,6 +298,15 @@ def test_a_second_source_of_the_same_processors_is_not_opened(node: Node) -> Non
     node.attributor = node.new([scripted_source(node.script), scripted_source(other, "other")])
     node.show_all()
     assert (node.script.reads > 0, other.reads) == (True, 0)
+
+
+def test_the_period_of_surveys_follows_their_processor_time(node: Node) -> None:
+    """On a busy machine a survey waits for the processor; that is not a reason to survey less often."""
+    node.attributor.open()
+    node.script.cgroups.between_reads = lambda: node.clock.advance(0.4)
+    started_ns = node.clock.now_ns
+    node.attributor.survey()
+    assert node.attributor._survey_due_ns == started_ns + 2 * NS_PER_S
 
 
 def test_the_thread_looks_without_scrapes(tmp_path: Path) -> None:
