@@ -23,19 +23,19 @@ _UNINITIALIZED: Final = 1
 _INVALID_ARGUMENT: Final = 2
 _NOT_SUPPORTED: Final = 3
 _NO_PERMISSION: Final = 4
-_NOT_FOUND: Final = 6
+NOT_FOUND: Final = 6
 _DRIVER_NOT_LOADED: Final = 9
 _LIBRARY_NOT_FOUND: Final = 12
-_FUNCTION_NOT_FOUND: Final = 13
+FUNCTION_NOT_FOUND: Final = 13
 _GPU_IS_LOST: Final = 15
 _RESET_REQUIRED: Final = 16
 _OPERATING_SYSTEM: Final = 17
 _VERSION_MISMATCH: Final = 18
 _GPU_NOT_FOUND: Final = 28
 
-UNSUPPORTED: Final = frozenset({_INVALID_ARGUMENT, _NOT_SUPPORTED, _NOT_FOUND, _FUNCTION_NOT_FOUND})
+UNSUPPORTED: Final = frozenset({_INVALID_ARGUMENT, _NOT_SUPPORTED, NOT_FOUND, FUNCTION_NOT_FOUND})
 LOST: Final = frozenset({_GPU_IS_LOST, _RESET_REQUIRED, _VERSION_MISMATCH})
-_GONE: Final = LOST | {_NOT_FOUND, _GPU_NOT_FOUND}
+_GONE: Final = LOST | {NOT_FOUND, _GPU_NOT_FOUND}
 _DENIED: Final = frozenset({_NO_PERMISSION, _OPERATING_SYSTEM})
 
 DEVICES_FIX: Final = "sudo chmod a+rw /dev/nvidiactl /dev/nvidia[0-9]*"
@@ -72,7 +72,7 @@ class Nvml:
         try:
             return getattr(self.module, name)(*arguments), 0
         except AttributeError:
-            return None, _FUNCTION_NOT_FOUND
+            return None, FUNCTION_NOT_FOUND
         except self._error as error:
             code = int(getattr(error, "value", 999))
             if code in LOST:
