@@ -28,6 +28,7 @@ from joulewatch_exporter.sampling.steps import (
     LONGEST_REFRESH_S,
     MOST_COUNTERS,
     FamilyEdge,
+    Intervals,
     Steps,
     Watched,
     await_steps,
@@ -123,6 +124,7 @@ class Family:
         self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._states: dict[Quantity, QuantityState] = {}
+        self._intervals: dict[Quantity, Intervals] = {}
         self._unread: dict[str, str] = {}
         """State of each device that has no sensor: it is gone, or could not be opened."""
         self._errors: dict[tuple[str, str], int] = {}
@@ -447,7 +449,11 @@ class Family:
         return FamilyEdge(
             scan=scan,
             steps={
-                item.index: Steps(item.before_joules, item.steps[0], item.steps[-1]) for item in watched if item.steps
+                item.index: self._intervals.setdefault(item.state.quantity, Intervals()).narrow(
+                    Steps(item.before_joules, item.steps[0], item.steps[-1])
+                )
+                for item in watched
+                if item.steps
             },
             readings={item.index: item.reading for item in missed if item.reading is not None},
             reasons=reasons | {item.index: item.reason or "no step in time" for item in missed},

@@ -9,10 +9,15 @@ A step lies between the start of the last read that returned the old value and t
 the new one, whatever happened to this thread meanwhile. If it lost the processor there, the two are far apart, and the
 step does not count: its time is not known well, and another step may have passed unseen. (A time that is taken once,
 after the read, looks as precise as ever and is wrong by a whole refresh.)
+
+If the thread lost the processor for a shorter time, the other of the two steps shows when this one was: the time
+between two steps is nearly always the same (``Intervals``). Otherwise such a step is most of the error of a short
+window.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,6 +34,11 @@ MOST_REFRESHES: Final = 2.2
 """Longest wait: two refreshes and their jitter."""
 LARGEST_DOUBT: Final = 0.25
 """A step whose time is not known to within this share of a refresh does not count."""
+LEAST_INTERVALS: Final = 8
+MOST_INTERVALS: Final = 32
+"""Intervals between two steps that are remembered; with fewer than the least, nothing is known about the next one."""
+LARGEST_SPREAD: Final = 0.02
+"""An interval is remembered if it is known to within this share of it."""
 MOST_COUNTERS: Final = 16
 """Counters that are read in turn: reading all once must be short compared to a millisecond."""
 
@@ -54,6 +64,40 @@ class Steps:
     first: Step
     last: Step
     """The next step; the same as ``first`` if only one was seen in time."""
+
+
+class Intervals:
+    """The times between two steps of one counter, as the last edges showed them."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, int]] = deque(maxlen=MOST_INTERVALS)
+        """Shortest and longest possible interval, in ns."""
+
+    def narrow(self, steps: Steps) -> Steps:
+        """Return the steps with errors that the interval allows, and learn from them."""
+        first, last = steps.first, steps.last
+        error_ns = first.error_ns + last.error_ns
+        interval_ns = last.at_ns - first.at_ns
+        seen = tuple(self._seen)
+        if 0 < error_ns <= LARGEST_SPREAD * interval_ns:
+            self._seen.append((interval_ns - error_ns, interval_ns + error_ns))
+        if len(seen) < LEAST_INTERVALS or interval_ns == 0:
+            return steps
+        least_ns, most_ns = min(least for least, _ in seen), max(most for _, most in seen)
+        narrow_first = _within(first, last.at_ns - last.error_ns - most_ns, last.at_ns + last.error_ns - least_ns)
+        narrow_last = _within(last, first.at_ns - first.error_ns + least_ns, first.at_ns + first.error_ns + most_ns)
+        if narrow_first is None or narrow_last is None:
+            return steps  # an interval unlike all others
+        return Steps(steps.before_joules, narrow_first, narrow_last)
+
+
+def _within(step: Step, earliest_ns: int, latest_ns: int) -> Step | None:
+    """Return a step that was between two times; None: it cannot have been."""
+    earliest_ns = max(step.at_ns - step.error_ns, earliest_ns)
+    latest_ns = min(step.at_ns + step.error_ns, latest_ns)
+    if latest_ns < earliest_ns:
+        return None
+    return Step((earliest_ns + latest_ns) // 2, (latest_ns - earliest_ns + 1) // 2, step.joules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

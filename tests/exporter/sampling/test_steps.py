@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Reading, SensorInfo
 from joulewatch_exporter.sampling.quantity import QuantityState
-from joulewatch_exporter.sampling.steps import LARGEST_DOUBT, Watched, await_steps
+from joulewatch_exporter.sampling.steps import LARGEST_DOUBT, Intervals, Step, Steps, Watched, await_steps
 from joulewatch_exporter.threads import Turn
 from support.clock import FakeClock
 from support.fake_family import info
@@ -144,3 +145,50 @@ def test_a_scrape_in_between_widens_the_error_of_the_step() -> None:
     watched = watch(sensor, wait_ns=100_000, pause_ns=90_000)
     check(watched, sensor)
     assert watched.steps[0].error_ns > 40_000
+
+
+def bracketed(true_ns: int, width_ns: int, rng: random.Random) -> Step:
+    """Return a step that is known to lie in a span of this width."""
+    start_ns = true_ns - rng.randrange(width_ns)
+    return Step(start_ns + width_ns // 2, (width_ns + 1) // 2, 1.0)
+
+
+def error_ns(step: Step, true_ns: int) -> int:
+    return abs(step.at_ns - true_ns)
+
+
+@pytest.mark.parametrize(("jitter_ns", "gain"), [(0, 15), (5_000, 8), (50_000, 1.3)])
+def test_of_two_steps_the_sharp_one_shows_when_the_other_was(jitter_ns: int, gain: float) -> None:
+    """One read in ten is interrupted for up to half of a refresh."""
+    rng = random.Random(4)
+    intervals = Intervals()
+    before = after = 0
+    missed = 0
+    for number in range(2000):
+        true_ns = [0, REFRESH_NS + rng.randint(-jitter_ns, jitter_ns)]
+        widths_ns = [rng.randrange(200_000, 500_000) if rng.random() < 0.1 else 2 * READ_NS for _ in true_ns]
+        raw = Steps(0.5, *(bracketed(at_ns, width, rng) for at_ns, width in zip(true_ns, widths_ns, strict=True)))
+        known = intervals.narrow(raw)
+        assert known.before_joules == 0.5
+        for old, new, at_ns in zip((raw.first, raw.last), (known.first, known.last), true_ns, strict=True):
+            assert new.error_ns <= old.error_ns + 1
+            assert new.joules == old.joules
+            missed += error_ns(new, at_ns) > new.error_ns + 1
+            if number > 100 and old.error_ns > 50_000 and max(widths_ns) > 2 * min(widths_ns):
+                before += error_ns(old, at_ns)
+                after += error_ns(new, at_ns)
+    assert before >= gain * after
+    # The next interval may be a little longer or shorter than the last 32.
+    assert missed <= 0.01 * 2000
+
+
+def test_an_unusual_interval_changes_no_step() -> None:
+    rng = random.Random(5)
+    intervals = Intervals()
+    for _ in range(20):
+        steps = Steps(0.0, *(bracketed(at_ns, READ_NS, rng) for at_ns in (0, REFRESH_NS)))
+        intervals.narrow(steps)
+    unusual = Steps(0.0, bracketed(0, READ_NS, rng), bracketed(REFRESH_NS + 300_000, 100_000, rng))
+    assert intervals.narrow(unusual) is unusual
+    alone = bracketed(0, 400_000, rng)
+    assert intervals.narrow(Steps(0.0, alone, alone)).first is alone
