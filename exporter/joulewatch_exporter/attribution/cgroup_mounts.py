@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -114,6 +114,26 @@ def folders(path: str) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
+
+
+def members(root: str, key: str) -> Iterator[tuple[str, int]]:
+    """Yield the path and process identifier of each process in a cgroup and in those below it.
+
+    Args:
+        root: Where the hierarchy is mounted.
+        key: Path of the cgroup; empty: the root.
+    """
+    waiting = [key]
+    while waiting:
+        folder = waiting.pop()
+        path = f"{root}/{folder}"
+        try:
+            with open(f"{path}/cgroup.procs", "rb") as file:
+                pids = [int(line) for line in file.read().split()]
+        except (OSError, ValueError):
+            pids = []
+        yield from ((folder, pid) for pid in pids if pid > 0)  # 0: of another namespace
+        waiting.extend(f"{folder}/{name}".lstrip("/") for name in folders(path))
 
 
 def _is_whole(version: Version, root: str) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
-from joulewatch_exporter.attribution.cgroup_mounts import folders
+from joulewatch_exporter.attribution.cgroup_mounts import folders, members
 from joulewatch_exporter.attribution.inotify import Watcher
 from joulewatch_exporter.attribution.names import Names
 
@@ -124,17 +124,7 @@ class CgroupTree:
 
     def members(self, key: str) -> Iterator[tuple[str, int]]:
         """Yield the path and process identifier of each process in a cgroup and in those below it."""
-        waiting = [key]
-        while waiting:
-            folder = waiting.pop()
-            path = f"{self._root}/{folder}"
-            try:
-                with open(f"{path}/cgroup.procs", "rb") as file:
-                    pids = [int(line) for line in file.read().split()]
-            except (OSError, ValueError):
-                pids = []
-            yield from ((folder, pid) for pid in pids if pid > 0)
-            waiting.extend(f"{folder}/{name}" for name in folders(path))
+        return members(self._root, key)
 
     def close(self) -> None:
         """Stop watching; safe to call twice."""

@@ -1,47 +1,116 @@
-"""Which cgroup of the tree a process belongs to, for sources that know processes: GPUs."""
+"""Workloads of processes, for sources that know processes: GPUs. Keys and names are those of the source ``cgroups``."""
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from time import monotonic_ns
+from typing import Final
 
-from joulewatch_exporter.attribution.cgroup_mounts import current, usable_hierarchies
-from joulewatch_exporter.attribution.cgroup_tree import Depth
-from joulewatch_exporter.attribution.model import ROOT
+from joulewatch_exporter.attribution.cgroup_mounts import (
+    Hierarchy,
+    Version,
+    current,
+    folders,
+    members,
+    usable_hierarchies,
+)
+from joulewatch_exporter.attribution.model import ROOT, Workload
 from joulewatch_exporter.attribution.names import Names
+from joulewatch_exporter.attribution.privacy import NameOptions, Privacy, digest_key
+from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Host
+
+_USERS_NS: Final = 60 * 1_000_000_000
+_ALL_USERS: Final = "user.slice"
 
 
 class ProcessKeys:
-    """Keys of processes, equal to those of `CgroupsSource` with the same options."""
+    """Finds the workload of a process by its cgroup."""
 
-    def __init__(self, host: Host, hierarchy: Literal["auto", "v1", "v2"] = "auto", depth: Depth = "workload") -> None:
-        """Find the hierarchies.
+    def __init__(self, host: Host, options: NameOptions) -> None:
+        """Find the hierarchies of cgroups; without any, all processes belong to the root.
 
-        Raises:
-            SensorError: See `usable_hierarchies`.
+        Args:
+            host: Where sysfs and procfs are.
+            options: Which workloads are shown, and how.
         """
-        self._hierarchies = usable_hierarchies(host, hierarchy)
+        try:
+            self._hierarchies = usable_hierarchies(host, "auto")
+        except SensorError:
+            self._hierarchies = ()
         self._procfs = str(host.procfs)
         self._names = Names(host)
-        self._parts = depth == "container"
+        self._parts = options.depth == "container"
+        self._privacy = Privacy(options, lambda: digest_key(os.environ, host))
+        self._users_due_ns = 0
+        self._containers: dict[str, str | None] = {}
+        """Root of a hierarchy -> path of this container's namespace below it; None: it was not found."""
 
-    def key(self, pid: int) -> str:
-        """Return the innermost cgroup that is read and has a process in it; `ROOT` if none has.
+    def key(self, pid: int) -> str | None:
+        """Return the innermost cgroup that is shown and has a process in it.
 
         Args:
             pid: As in ``host.procfs``.
+
+        Returns:
+            `ROOT` if it is in no cgroup that can be seen; None if there is no such process.
         """
+        text = _text(f"{self._procfs}/{pid}/cgroup")
+        if not text:
+            return None
+        path = self._path(text)
+        key = self._names.owner(path, parts=self._parts) if path else ROOT
+        while key and self._privacy.has_patterns and not self._privacy.may_show(key, self._names.workload(key)):
+            key = key.rpartition("/")[0]
+        return key
+
+    def workload(self, key: str) -> Workload:
+        """Return the names of a cgroup, or digests of them."""
+        if self._hierarchies and monotonic_ns() >= self._users_due_ns:
+            self._users_due_ns = monotonic_ns() + _USERS_NS
+            users = folders(f"{current(self._hierarchies).root}/{_ALL_USERS}")
+            self._privacy.note(f"{_ALL_USERS}/{user}" for user in users)
+        return self._privacy.shown(key, self._names.workload(key))
+
+    def _path(self, text: str) -> str:
+        """Return the path in ``/proc/PID/cgroup`` below the root of the current hierarchy; empty if it is not there."""
+        if not self._hierarchies:
+            return ""
         hierarchy = current(self._hierarchies)
-        try:
-            with open(f"{self._procfs}/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-                rows = [line.rstrip("\n").split(":", 2) for line in file]
-        except OSError:
-            return ROOT
-        for row in rows:
-            is_wanted = row[0] == "0" if hierarchy.version == "v2" else "cpuacct" in row[1].split(",")
-            if len(row) == 3 and is_wanted:
-                view = hierarchy.view.rstrip("/")
-                path = row[2].removesuffix(" (deleted)")
-                if path == view or path.startswith(f"{view}/"):
-                    return self._names.owner(path[len(view) :].strip("/"), parts=self._parts)
-        return ROOT
+        shown = _shown_path(text, hierarchy.version).removesuffix(" (deleted)")
+        if hierarchy.view.startswith("/.."):
+            return self._from_namespace(shown, hierarchy)
+        view = hierarchy.view.rstrip("/")
+        path = shown[len(view) :].strip("/") if shown.startswith(f"{view}/") else ""
+        return "" if path.startswith("..") else path
+
+    def _from_namespace(self, shown: str, hierarchy: Hierarchy) -> str:
+        """Return a path below the root from one that a namespace of cgroups shows: relative to this container's.
+
+        The kernel writes ``..`` up to the first common cgroup, so the path of this container has to be known.
+        """
+        if hierarchy.root not in self._containers:
+            own = next((key for key, pid in members(hierarchy.root, "") if pid == os.getpid()), None)
+            inside = _shown_path(_text(f"{self._procfs}/self/cgroup"), hierarchy.version)
+            self._containers[hierarchy.root] = None if own is None else f"/{own}".removesuffix(inside.rstrip("/"))
+        container = self._containers[hierarchy.root]
+        return "" if container is None else os.path.normpath(f"{container}/{shown}").strip("/")
+
+
+def _shown_path(text: str, version: Version) -> str:
+    """Return the path in ``/proc/PID/cgroup``; empty if it has no such hierarchy."""
+    for line in text.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" if version == "v2" else "cpuacct" in controllers.split(","):
+            return path
+    return ""
+
+
+def _text(path: str) -> str:
+    """Return a file of procfs; empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
