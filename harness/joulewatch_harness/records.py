@@ -432,6 +432,8 @@ class Window:
     """Change of the harness's wall clock relative to its monotonic clock between the two edges."""
     processor_time: ProcessorTime | None = None
     """None: not known, as in a run of 0.1.0."""
+    other_workloads: Mapping[str, float] = field(default_factory=dict)
+    """Largest workloads on the machine that have nothing to do with the run -> processor seconds around the window."""
     configuration: str = ""
     phase: str = ""
     """``load`` or ``prepare`` of a ``setup`` window."""

@@ -52,13 +52,9 @@ IDLE_WATTS = 50.0
 WATTS_PER_PROCESSOR = 20.0
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 CPU: dict[str, Any] = {
-    "exporter": "node1:10717",
-    "scope": "device",
-    "collector": "rapl",
-    "component": "cpu",
-    "device": "socket0",
+    "exporter": "node1:10717", "scope": "device", "collector": "rapl", "component": "cpu", "device": "socket0",
     "domain": "package",
-}
+}  # fmt: skip
 BURN = "while True: pass"
 
 

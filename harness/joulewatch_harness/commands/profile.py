@@ -283,6 +283,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
     from joulewatch_harness.runner.edges import EdgeReader
+    from joulewatch_harness.runner.other_workloads import OtherWorkloads
     from joulewatch_harness.runner.progress import RunProgress, duration
     from joulewatch_harness.runner.provenance import collect
     from joulewatch_harness.runner.recorder import Recorder
@@ -327,6 +328,9 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
         f"{_rounds_text(plan)}, windows of {window_length_s(plan, refresh_s):g} s (preset {plan.preset}): "
         f"about {duration(progress.total_s)}"
     )
+    processors = _processor_clock(prepared)
+    local = next((url for url, _ in prepared.targets if _is_local(url)), None)
+    others = None if local is None else OtherWorkloads(stack.enter_context(ExporterClient(local)), processors)
     delivery.start(header)
     stop = StopRequest()
     try:
@@ -344,7 +348,8 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
                 stop=stop,
                 refresh_s=refresh_s,
                 sensors=prepared.sensors,
-                processors=_processor_clock(prepared),
+                processors=processors,
+                others=others,
             ).run()
     finally:
         report = delivery.close(DELIVERY_WAIT_S)

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
-from joulewatch_harness.records import Edge, Latency, PhasePowers, PhaseTime, Window, WindowKind
+from joulewatch_harness.records import Edge, Latency, PhasePowers, PhaseTime, ProcessorTime, Window, WindowKind
 from joulewatch_harness.runner.clocks import ClockMapping
 from joulewatch_harness.runner.processor_time import ProcessorReading, ProcessorSource, used_between
 
@@ -73,6 +73,7 @@ class WindowContents(TypedDict, total=False):
     counts: Mapping[str, float]
     details: Mapping[str, str]
     phase_powers: tuple[PhasePowers, ...]
+    other_workloads: Mapping[str, float]
 
 
 class Bracket:
@@ -173,6 +174,11 @@ class Bracket:
         """Change of the wall clock relative to the monotonic clock during the window."""
         return (self._end_mapping.offset_ns - self._start_mapping.offset_ns) * 1e-9
 
+    @property
+    def processor_time(self) -> ProcessorTime | None:
+        """Processor time that was used during the window."""
+        return used_between(self._start_used, self._end_used, self.duration_s, self._networks)
+
     def window(self, *, run: str, index: int, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:
         """Build the window."""
         end_edge = None if self._end_edge is None else self._end_edge.parse()
@@ -185,7 +191,7 @@ class Bracket:
             duration_s=self.duration_s,
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
             clock_step_s=self.clock_step_s,
-            processor_time=used_between(self._start_used, self._end_used, self.duration_s, self._networks),
+            processor_time=self.processor_time,
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
             start_edge=self._start_parsed,
             end_edge=end_edge,

@@ -9,6 +9,7 @@ from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import SensorRecord
 from joulewatch_harness.runner.bracket import Bracket, EdgeSource
+from joulewatch_harness.runner.other_workloads import OtherWorkloads
 from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.run_log import Reporter, RunLog
 from joulewatch_harness.runner.stopping import StopRequest
@@ -27,6 +28,8 @@ class RunContext:
     refresh_s: float | None = None
     """Refresh period of the slowest sensor."""
     processors: ProcessorSource | None = None
+    others: OtherWorkloads | None = None
+    """None: the names of other workloads are not known."""
     sensors: Sequence[SensorRecord] = ()
     """The energy sensors of the exporters that ``edges`` reads."""
 

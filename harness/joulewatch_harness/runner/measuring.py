@@ -41,6 +41,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
         Exception: raised by the network.
     """
     plan, driver, scenario = context.plan, cell.loaded.driver, cell.loaded.scenario
+    before = None if context.others is None else context.others.read()
     if step.repeat == 0 or cell.batch_s == 0.0:
         warm_up(context, cell, step)
         if plan.settle_s > plan.warmup_s:
@@ -75,6 +76,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
     waited_s = driver.waited_ns * 1e-9
     if not interrupted:
         _settle_after(context, cell)
+    others = {} if context.others is None else context.others.largest(before, bracket.processor_time)
     flags: tuple[str, ...] = ("interrupted",) if interrupted else ()
     if span.batches < MINIMUM_BATCHES or bracket.duration_s < REFRESHES_PER_WINDOW * (context.refresh_s or 0.0):
         flags += ("too_short",)
@@ -92,6 +94,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
         latency=latency(span.calls, phases.batch_ends_ns, phases.latencies_ns),
         phases=phase_times(phases, bracket.duration_ns, span.batches),
         counts=phases.counts,
+        other_workloads=others,
     )
 
 

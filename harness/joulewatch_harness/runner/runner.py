@@ -24,6 +24,7 @@ from joulewatch_harness.runner.calls import Cell, LoadedNetwork
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.edge_energy import joules_per_inference
 from joulewatch_harness.runner.measuring import measure
+from joulewatch_harness.runner.other_workloads import OtherWorkloads
 from joulewatch_harness.runner.phase_pass import phase_pass
 from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.processor_use import ProcessorUse
@@ -60,6 +61,7 @@ class Runner:
         stop: Checked between calls.
         refresh_s: Refresh period of the slowest sensor; windows shorter than 20 of them get the flag ``too_short``.
         processors: Reads the processor times around each window; None: they stay unknown.
+        others: Reads the names of other workloads; None: they stay unknown.
         sensors: The energy sensors that ``edges`` reads; the fast ones show when a warm-up is steady.
         clock: For tests.
     """
@@ -79,6 +81,7 @@ class Runner:
         stop: StopRequest,
         refresh_s: float | None = None,
         processors: ProcessorSource | None = None,
+        others: OtherWorkloads | None = None,
         sensors: Sequence[SensorRecord] = (),
         clock: Clock = time,
     ) -> None:
@@ -93,6 +96,7 @@ class Runner:
             stop=stop,
             refresh_s=refresh_s,
             processors=processors,
+            others=others,
             sensors=sensors,
         )
         self._processor_use = ProcessorUse({configuration.name: network for configuration, network in networks})

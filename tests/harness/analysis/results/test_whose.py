@@ -307,6 +307,18 @@ def test_without_joules_other_work_is_a_share_of_the_processor_time_and_the_reas
     assert "(its energy is not known, because idle power is not known" in finding.text
 
 
+def test_other_work_is_named_if_the_exporter_knows_it() -> None:
+    def named(world: World) -> None:
+        assert world.record is not None
+        largest = {"nginx.service": 2.5, "session-3.scope": 0.25}
+        windows = tuple(dataclasses.replace(one, other_workloads=largest) for one in world.record.windows)
+        world.record = dataclasses.replace(world.record, windows=windows)
+
+    finding = next(item for item in run(used(), (CPU,), named).findings if item.reason == "other_load")
+    assert "Largest: nginx.service (2.5 s of a processor), session-3.scope (0.25 s of a processor)" in finding.text
+    assert (finding.evidence["workload_1"], finding.evidence["workload_2"]) == ("nginx.service", "session-3.scope")
+
+
 def test_less_than_the_kernel_counts_is_no_finding() -> None:
     result = run(used(own_s=0.1, others_s=LEAST_LOAD_S - 1e-6, measuring_s=0.0, system_s=0.0))
     assert "other_load" not in {item.reason for item in result.findings}

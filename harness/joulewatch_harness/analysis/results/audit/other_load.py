@@ -76,6 +76,10 @@ def check_measure_load(
         text = f"other work used {100 * share:.3g} % of the processor time in use"
         text += f" (its energy is not known, because {why_not})" if why_not else ""
         advice = "stop it and run again: the results include its energy"
+    if window.other_workloads:
+        names = [f"{name} ({seconds:.3g} s of a processor)" for name, seconds in window.other_workloads.items()]
+        text += f". Largest: {', '.join(names)}"
+        evidence |= {f"workload_{number}": name for number, name in enumerate(window.other_workloads, 1)}
     severity = next((name for limit, name in SEVERITIES if share > limit), None)
     if severity is not None:
         yield Finding(

@@ -1,0 +1,83 @@
+"""Names of the workloads next to a run, from the metrics of an exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from joulewatch_harness.clients.exporter import Scrape
+from joulewatch_harness.errors import ExporterUnreachableError
+from joulewatch_harness.records import ProcessorTime
+from joulewatch_harness.runner.other_workloads import METRIC, OtherWorkloads
+from joulewatch_harness.runner.processor_time import ProcessorReading
+
+BUSY = ProcessorTime(busy_s=10.0, own_s=6.0, processors=4)
+
+
+class Exporter:
+    """Answers with the workloads' processor times, and counts the scrapes."""
+
+    def __init__(self, workloads_s: Mapping[str, float] | None) -> None:
+        self.workloads_s = workloads_s
+        self.scrapes = 0
+
+    def scrape(self) -> Scrape:
+        self.scrapes += 1
+        if self.workloads_s is None:
+            raise ExporterUnreachableError("gone")
+        samples = [(f'{METRIC}{{kind="unit",workload="{name}"}}', value) for name, value in self.workloads_s.items()]
+        return Scrape(0.0, 0.0, [("joulewatch_up", 1.0), *samples])
+
+
+class Processors:
+    def __init__(self) -> None:
+        self.own_s = 100.0
+
+    def read(self) -> ProcessorReading:
+        return ProcessorReading(at_ns=0, idle_s=0.0, counted_s=0.0, own_s=self.own_s, processors=4)
+
+
+def others(exporter: Any, processors: Processors) -> OtherWorkloads:
+    return OtherWorkloads(exporter, processors, "/user.slice/user-7.slice/session-3.scope")
+
+
+def test_the_largest_three_are_named_without_the_run_and_its_exporter() -> None:
+    processors = Processors()
+    exporter = Exporter({"a": 1.0, "b": 5.0, "c": 0.0, "d": 0.0, "session-3.scope": 50.0, "joulewatch-exporter": 0.0})
+    reader = others(exporter, processors)
+    before = reader.read()
+    exporter.workloads_s = {
+        "a": 1.5, "b": 5.2, "c": 0.1, "new": 0.05, "d": 0.0, "session-3.scope": 56.3, "joulewatch-exporter": 9.0,
+        "joulewatch-9-1.scope": 8.0,
+    }  # fmt: skip
+    processors.own_s = 106.0
+    named = reader.largest(before, BUSY)
+    assert list(named) == ["a", "session-3.scope", "b"], "another program in the session of the run is other work"
+    assert [round(seconds, 6) for seconds in named.values()] == [0.5, 0.3, 0.2]
+
+
+def test_nothing_is_read_after_a_window_without_other_work() -> None:
+    exporter = Exporter({"a": 1.0})
+    reader = others(exporter, Processors())
+    before = reader.read()
+    quiet = ProcessorTime(busy_s=10.0, own_s=9.96, processors=4)
+    assert reader.largest(before, quiet) == reader.largest(before, None) == reader.largest(None, BUSY) == {}
+    assert exporter.scrapes == 1
+
+
+def test_an_exporter_without_attribution_is_read_once() -> None:
+    exporter = Exporter({})
+    reader = others(exporter, Processors())
+    before = reader.read()
+    assert reader.read() is None and exporter.scrapes == 1
+    assert reader.largest(before, BUSY) == {}
+
+
+def test_an_exporter_that_does_not_answer_costs_the_names_only() -> None:
+    exporter = Exporter(None)
+    reader = others(exporter, Processors())
+    assert reader.read() is None
+    exporter.workloads_s = {"a": 1.0}
+    before = reader.read()
+    exporter.workloads_s = None
+    assert reader.largest(before, BUSY) == {}
