@@ -21,10 +21,10 @@ from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, current, usable_hierarchies
-from joulewatch_exporter.attribution.cgroup_tree import MOST_NODES, CgroupTree, Depth
+from joulewatch_exporter.attribution.cgroup_tree import MOST_NODES, CgroupTree
 from joulewatch_exporter.attribution.model import ROOT, Usage, UsageScan, Weight, Workload
 from joulewatch_exporter.attribution.names import Names
-from joulewatch_exporter.attribution.privacy import KEY_NAME, NamesShown, Privacy, digest_key
+from joulewatch_exporter.attribution.privacy import KEY_NAME, NameOptions, Privacy, digest_key
 from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.base.sysfs import sensor_error
 from joulewatch_exporter.errors import SensorGlitchError
@@ -40,19 +40,11 @@ _MOST_OPEN: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CgroupsOptions:
+class CgroupsOptions(NameOptions):
     """Settings under ``attribution.sources.cgroups``."""
 
     hierarchy: Literal["auto", "v1", "v2"] = "auto"
     """Which version of cgroups is read on a machine that has both."""
-    depth: Depth = "workload"
-    """Whether containers of pods and steps of jobs are workloads as well."""
-    workload_names: NamesShown = "auto"
-    """Whether names are shown, or digests of them; see `Privacy`."""
-    allow: tuple[str, ...] = ()
-    """Patterns of the names or paths that may be shown; none: all."""
-    deny: tuple[str, ...] = ()
-    """Patterns of those that may not."""
 
 
 class CgroupsSource:
@@ -77,10 +69,7 @@ class CgroupsSource:
         self._options = options
         self._stat_path = f"{host.procfs}/stat"
         self._names = Names(host, lambda key: self._tree.members(key), lambda key: key in self._tree.nodes)
-        key, self._missing_folder = b"", ""
-        if options.workload_names != "plain":
-            key, self._missing_folder = digest_key(os.environ, str(host.procfs.parent).rstrip("/"))
-        self._privacy = Privacy(names=options.workload_names, allow=options.allow, deny=options.deny, key=key)
+        self._privacy = Privacy(options, lambda: digest_key(os.environ, host))
         self._root = -1
         self._total_offset = 0.0
         self._open: dict[str, int] = {}
@@ -133,12 +122,12 @@ class CgroupsSource:
                     cure="sudo sysctl fs.inotify.max_user_instances=1024 fs.inotify.max_user_watches=65536",
                 )
             )
-        if self._privacy.hashes and self._missing_folder:
+        if missing_folder := self._privacy.missing_folder:
             findings.append(
                 Finding(
                     status="skipped",
                     collector=self.name,
-                    subject=f"{self._missing_folder}/{KEY_NAME}",
+                    subject=f"{missing_folder}/{KEY_NAME}",
                     text="no secret key: users of this machine can compute the digest of a name that they know",
                     cure="StateDirectory=joulewatch in the exporter's systemd unit",
                 )

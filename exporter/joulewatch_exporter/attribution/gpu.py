@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from joulewatch_exporter.attribution.cgroup_mounts import find_hierarchy
+from joulewatch_exporter.attribution.cgroup_mounts import current, usable_hierarchies
 from joulewatch_exporter.attribution.cgroup_tree import Depth
 from joulewatch_exporter.attribution.model import ROOT, Usage, Workload
 from joulewatch_exporter.attribution.names import Names
@@ -47,7 +47,7 @@ class Processes:
         self._keys: dict[int, str] = {}
         self._paths: dict[str, str] = {}
         try:
-            self._is_v1 = find_hierarchy(host, "auto").version == "v1"
+            self._is_v1 = current(usable_hierarchies(host, "auto")).version == "v1"
         except SensorAbsentError:
             self._is_v1 = False
 

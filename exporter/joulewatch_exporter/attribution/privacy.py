@@ -15,17 +15,18 @@ import hmac
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from joulewatch_exporter.attribution.model import Workload
 from joulewatch_exporter.attribution.names import user_of
+from joulewatch_exporter.model import Host
 
 logger = logging.getLogger(__name__)
-
-NamesShown = Literal["plain", "hash", "auto"]
 
 KEY_NAME: Final = "workload-names.key"
 DEFAULT_FOLDER: Final = "/var/lib/joulewatch"
@@ -37,25 +38,36 @@ _NOBODY: Final = 65534
 _HASHED: Final = ("workload", "namespace", "pod", "container", "unit", "job", "user")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameOptions:
+    """Settings of the section ``attribution`` that all sources with cgroups have."""
+
+    depth: Literal["workload", "container"] = "workload"
+    """Whether containers of pods and steps of jobs are workloads as well."""
+    workload_names: Literal["plain", "hash", "auto"] = "auto"
+    """hash: all names are digests; auto: those of users' sessions and units are, from when the machine has had the
+    slices of two users."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the names or paths that may be shown; none: all."""
+    deny: tuple[str, ...] = ()
+    """Patterns of those that may not."""
+
+
 class Privacy:
     """Decides for each workload whether it is shown, and with which names."""
 
-    def __init__(
-        self, *, names: NamesShown = "auto", allow: Iterable[str] = (), deny: Iterable[str] = (), key: bytes = b""
-    ) -> None:
-        """Use settings of the section ``attribution``.
+    def __init__(self, options: NameOptions, load_key: Callable[[], tuple[bytes, str]]) -> None:
+        """Use these settings.
 
         Args:
-            names: ``plain``; ``hash``: all names are digests; ``auto``: those of users' sessions and units are, from
-                when the machine has had the slices of two users.
-            allow: Patterns of names or paths that may be shown; none: all.
-            deny: Patterns of those that may not.
-            key: Of the digests.
+            options: What may be shown.
+            load_key: Returns the key of the digests and the folder that is missing for a secret one, as `digest_key`.
+                Called before the first digest.
         """
-        self._names = names
-        self._allow = tuple(allow)
-        self._deny = tuple(deny)
-        self._key = key
+        self._names = options.workload_names
+        self._allow = options.allow
+        self._deny = options.deny
+        self._load_key = cache(load_key)
         self._users: set[str] = set()
 
     @property
@@ -67,6 +79,11 @@ class Privacy:
     def hashes(self) -> bool:
         """Whether there are digests now."""
         return self._names == "hash" or (self._names == "auto" and len(self._users) > 1)
+
+    @property
+    def missing_folder(self) -> str:
+        """The folder without which there is no secret key for the digests that are shown; empty if there is none."""
+        return self._load_key()[1] if self.hashes else ""
 
     def note(self, keys: Iterable[str]) -> None:
         """Take note of the users on the machine.
@@ -105,16 +122,16 @@ class Privacy:
         return dataclasses.replace(workload, **hidden)
 
     def _digest(self, text: str) -> str:
-        digest = hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256)
+        digest = hmac.new(self._load_key()[0], text.encode("utf-8", "surrogatepass"), hashlib.sha256)
         return f"anon-{digest.hexdigest()[:_DIGITS]}"
 
 
-def digest_key(environment: Mapping[str, str], root: str = "") -> tuple[bytes, str]:
+def digest_key(environment: Mapping[str, str], host: Host) -> tuple[bytes, str]:
     """Return the key of the digests, and the folder that is missing for a secret one (empty: there is one).
 
     Args:
         environment: ``STATE_DIRECTORY`` is the state folder that systemd made.
-        root: Folder that has the machine's ``etc``.
+        host: The machine; its ``etc`` is next to its procfs.
     """
     folder = environment.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_FOLDER
     path = Path(folder, KEY_NAME)
@@ -129,8 +146,14 @@ def digest_key(environment: Mapping[str, str], root: str = "") -> tuple[bytes, s
         logger.debug("%s: %s", path, error)
     machine = b""
     with contextlib.suppress(OSError):
-        machine = Path(f"{root}/etc/machine-id").read_bytes().strip()
-    return hmac.new(machine or secrets.token_bytes(_KEY_BYTES), _PURPOSE, hashlib.sha256).digest(), folder
+        machine = Path(host.procfs.parent, "etc/machine-id").read_bytes().strip()
+    return hmac.new(machine or _process_key(), _PURPOSE, hashlib.sha256).digest(), folder
+
+
+@cache
+def _process_key() -> bytes:
+    """Return a key that all sources of this process share, and no other process has."""
+    return secrets.token_bytes(_KEY_BYTES)
 
 
 def _create(path: Path) -> None:

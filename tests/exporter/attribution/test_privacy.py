@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from joulewatch_exporter.attribution.cgroups import CgroupsOptions, CgroupsSource
 from joulewatch_exporter.attribution.model import ROOT, Workload
 from joulewatch_exporter.attribution.names import Names
-from joulewatch_exporter.attribution.privacy import KEY_NAME, NamesShown, Privacy, digest_key
+from joulewatch_exporter.attribution.privacy import KEY_NAME, NameOptions, Privacy, digest_key
+from joulewatch_exporter.model import Host
 from support.cgroups import FakeTree
 
 NGINX = "system.slice/nginx.service"
@@ -28,6 +30,10 @@ def names(tmp_path: Path) -> Names:
     return Names(machine.host)
 
 
+def key_k() -> tuple[bytes, str]:
+    return b"k", ""
+
+
 def shown(privacy: Privacy, names: Names) -> dict[str, Workload]:
     return {key: privacy.shown(key, names.workload(key)) for key in KEYS}
 
@@ -37,13 +43,13 @@ def hidden(privacy: Privacy, names: Names) -> set[str]:
 
 
 def test_names_are_plain_while_there_is_one_user(names: Names) -> None:
-    privacy = Privacy(key=b"k")
+    privacy = Privacy(NameOptions(), key_k)
     privacy.note([NGINX, ANNA, SESSION, "user.slice/user-0.slice", "user.slice/user-120.slice/session-c1.scope"])
     assert shown(privacy, names) == {key: names.workload(key) for key in KEYS}
 
 
 def test_names_of_users_are_hidden_from_the_second_user_on(names: Names) -> None:
-    privacy = Privacy(key=b"k")
+    privacy = Privacy(NameOptions(), key_k)
     privacy.note([ANNA, BERT])
     privacy.note([ANNA])  # and stay so
     assert hidden(privacy, names) == {ANNA, SESSION, UNIT}
@@ -58,8 +64,8 @@ def test_names_of_users_are_hidden_from_the_second_user_on(names: Names) -> None
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("plain", set()), ("hash", set(KEYS))])
-def test_names_are_all_plain_or_all_hidden_if_wanted(names: Names, setting: NamesShown, expected: set[str]) -> None:
-    privacy = Privacy(names=setting, key=b"k")
+def test_names_are_all_plain_or_all_hidden_if_wanted(names: Names, setting: Any, expected: set[str]) -> None:
+    privacy = Privacy(NameOptions(workload_names=setting), key_k)
     privacy.note([ANNA, BERT])
     assert hidden(privacy, names) == expected
     text = " ".join(str(workload) for workload in shown(privacy, names).values())
@@ -67,7 +73,9 @@ def test_names_are_all_plain_or_all_hidden_if_wanted(names: Names, setting: Name
 
 
 def test_a_digest_depends_on_the_key_only(names: Names) -> None:
-    first, again, other = (Privacy(names="hash", key=key) for key in (b"k", b"k", b"other"))
+    options = NameOptions(workload_names="hash")
+    first, again = Privacy(options, key_k), Privacy(options, key_k)
+    other = Privacy(options, lambda: (b"other", ""))
     assert shown(first, names) == shown(again, names)
     assert shown(first, names)[NGINX] != shown(other, names)[NGINX]
     assert len({workload.workload for workload in shown(first, names).values()}) == len(KEYS)
@@ -87,15 +95,15 @@ def test_a_digest_depends_on_the_key_only(names: Names) -> None:
 def test_patterns_of_names_and_paths(
     names: Names, allow: tuple[str, ...], deny: tuple[str, ...], expected: set[str]
 ) -> None:
-    privacy = Privacy(allow=allow, deny=deny)
+    privacy = Privacy(NameOptions(allow=allow, deny=deny), key_k)
     assert {key for key in KEYS if privacy.may_show(key, names.workload(key))} == expected
 
 
 def test_a_key_is_made_once_and_nobody_else_may_read_it(tmp_path: Path) -> None:
     environment = {"STATE_DIRECTORY": f"{tmp_path}:/other"}
-    key, missing = digest_key(environment)
+    key, missing = digest_key(environment, Host())
     assert (len(key), missing) == (32, "")
-    assert digest_key(environment) == (key, "")
+    assert digest_key(environment, Host()) == (key, "")
     path = tmp_path / KEY_NAME
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in tmp_path.iterdir()] == [KEY_NAME]
@@ -105,16 +113,17 @@ def test_a_key_is_made_once_and_nobody_else_may_read_it(tmp_path: Path) -> None:
 def test_without_a_key_the_identifier_of_the_machine_is_used(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "state"
     environment = {"STATE_DIRECTORY": str(folder)}
+    host = Host(procfs=tmp_path / "proc")
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/machine-id").write_text("3d1219c7c4c5404aaa1f6d2a48adfda4\n")
-    key, missing = digest_key(environment, str(tmp_path))
+    key, missing = digest_key(environment, host)
     assert missing == str(folder)
-    assert digest_key(environment, str(tmp_path)) == (key, missing)
+    assert digest_key(environment, host) == (key, missing)
     folder.mkdir()
     (folder / KEY_NAME).write_text(text)  # damaged
-    assert digest_key(environment, str(tmp_path)) == (key, missing)
+    assert digest_key(environment, host) == (key, missing)
     (tmp_path / "etc/machine-id").unlink()
-    assert digest_key(environment, str(tmp_path))[0] != digest_key(environment, str(tmp_path))[0]
+    assert digest_key(environment, host)[0] not in (key, b"")
 
 
 def test_a_denied_workload_stays_in_the_use_of_its_parent(tmp_path: Path) -> None:
