@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from joulewatch_exporter.attribution.cgroup_mounts import find_hierarchy
+from joulewatch_exporter.attribution.cgroup_mounts import current, usable_hierarchies
 from joulewatch_exporter.attribution.gpu import GpuOptions
 from joulewatch_exporter.attribution.gpu_nvml import NvmlUsageSource
 from joulewatch_exporter.attribution.model import ROOT, UsageScan
@@ -370,7 +370,7 @@ def sleepers() -> Iterator[Sequence[subprocess.Popen[bytes]]]:
 
 
 def test_real_processes_in_real_cgroups(gpu_machine: GpuMachine, sleepers: Sequence[subprocess.Popen[bytes]]) -> None:
-    with real_tree(find_hierarchy(Host(), "auto").version) as tree:
+    with real_tree(current(usable_hierarchies(Host(), "auto")).version) as tree:
         keys = [f"unit-{number}.service" for number in range(2)]
         tree.make(*keys)
         for key, process in zip(keys, sleepers, strict=True):
