@@ -16,8 +16,10 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
+_JOBS: Final = "numbers of Slurm's jobs"
 _FILE_BYTES: Final = 4 << 20
 _MOST_MEMBERS: Final = 256
 """Processes of one job that are searched for its number."""
@@ -150,7 +152,10 @@ class Files:
                 may be read by everybody. The environment of others may be read by the same user and with
                 CAP_SYS_PTRACE; a user can change it.
         """
-        rows = [row for _, row in zip(range(_MOST_MEMBERS), members, strict=False)]
+        rows = list(islice(members, _MOST_MEMBERS))
+        if rows and not any(os.path.exists(f"{self._procfs}/{pid}") for _, pid in rows):  # noqa: PTH110
+            # procfs hides the processes of others, as ProtectProc=invisible does.
+            self.denied.setdefault(_JOBS, f"{self._procfs}/{rows[0][1]}")
         for folder, pid in rows:
             if folder.endswith("/slurm") and (match := _STEPD.match(self._process(pid, "cmdline"))) is not None:
                 return match[1].decode()
@@ -160,7 +165,7 @@ class Files:
         return ""
 
     def _process(self, pid: int, name: str) -> bytes:
-        return self._bytes(f"{self._procfs}/{pid}/{name}", "numbers of Slurm's jobs")
+        return self._bytes(f"{self._procfs}/{pid}/{name}", _JOBS)
 
     # Users
 

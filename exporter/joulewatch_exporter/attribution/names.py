@@ -29,8 +29,8 @@ _USER_SLICE: Final = re.compile(r"(?:^|/)user\.slice/user-(\d+)\.slice(?:/|$)")
 _WITH_FILES: Final = ("kubernetes", "docker", "podman", "slurm")
 _CURES: Final = {
     "numbers of Slurm's jobs": (
-        "give the exporter CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (AmbientCapabilities= in its systemd unit), or set "
-        "CgroupJobIdPaths=yes in Slurm's cgroup.conf"
+        "ProtectProc=default or AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH in the exporter's systemd unit, "
+        "or CgroupJobIdPaths=yes in Slurm's cgroup.conf"
     )
 }
 _CURE: Final = "run the exporter as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"

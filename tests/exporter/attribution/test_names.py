@@ -269,6 +269,14 @@ def test_the_environment_of_a_task_has_the_job(machine: FakeTree) -> None:
     assert names.workload(f"{SLUID}/step_batch").workload == "4242.batch"
 
 
+def test_a_job_whose_processes_are_hidden_is_a_finding(machine: FakeTree) -> None:
+    names = slurm_names(machine, [("step_batch/slurm", 71)])
+    assert names.workload(SLUID).workload == "s5K1KKYAYG5D00"
+    (finding,) = [finding for finding in names.findings("cgroups", [SLUID]) if finding.status == "denied"]
+    assert "numbers of Slurm's jobs" in finding.text
+    assert "ProtectProc=default" in finding.cure
+
+
 def test_two_living_cgroups_of_one_name_stay_apart(machine: FakeTree) -> None:
     living = {"lxc/web", "default/web"}
     names = Names(machine.host, is_living=living.__contains__)
