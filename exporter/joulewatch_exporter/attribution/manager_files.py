@@ -15,11 +15,13 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 _JOBS: Final = "numbers of Slurm's jobs"
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _FILE_BYTES: Final = 4 << 20
 _MOST_MEMBERS: Final = 256
 """Processes of one job that are searched for its number."""
@@ -211,8 +213,9 @@ class Files:
 
     def _bytes(self, path: str, purpose: str) -> bytes:
         try:
-            with open(path, "rb") as file:
-                return file.read(_FILE_BYTES)
+            with open(os.open(path, _FLAGS), "rb") as file:
+                # A user chooses what is in the home folder: a pipe must not stop the reader.
+                return file.read(_FILE_BYTES) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
         except OSError as error:
             self._note(path, purpose, error)
             return b""

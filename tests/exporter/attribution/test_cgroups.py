@@ -401,14 +401,14 @@ def test_files_of_managers_that_may_not_be_read_are_a_finding(fake: FakeTree, mo
     config = str(fake.write(f"var/lib/docker/containers/{ID}/config.v2.json", "{}"))
     fake.use(f"docker/{ID}", 1)
     source = CgroupsSource.open(fake.host, PLAIN)
-    builtin_open = open
+    kernel_open = os.open
 
-    def denying(path: str, *arguments: str) -> object:
+    def denying(path: str, flags: int) -> int:
         if path == config:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return builtin_open(path, *arguments)
+        return kernel_open(path, flags)
 
-    monkeypatch.setattr("builtins.open", denying)
+    monkeypatch.setattr("os.open", denying)
     denied = [finding for finding in source.findings if finding.status == "denied"]
     assert [(finding.subject, "CAP_DAC_READ_SEARCH" in finding.cure) for finding in denied] == [(config, True)]
     assert source.workload(f"docker/{ID}").workload == ID[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -130,6 +131,60 @@ PARTS = [
 ]
 
 
+# Paths of processes on other people's machines, as they published them in issues, logs and test data. The rules were
+# written before these were collected, and none had to change.
+RECORDED = [
+    ("system.slice/slurmstepd.scope/job_1392969/step_0/user/task_0", "slurm_job", "1392969"),
+    ("system.slice/slurmstepd.scope/job_42/step_extern/user", "slurm_job", "42"),
+    ("slurm/uid_2101171/job_280678/step_interactive/task_0", "slurm_job", "280678"),
+    ("slurm/uid_961166/job_62238108/step_0/task_0", "slurm_job", "62238108"),
+    ("system.slice/slurmstepd.scope/system", "other", "system.slice/slurmstepd.scope/system"),
+    (
+        "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod98005c3b_b650_4efe_8b91_2164d784397f.slice/"
+        "cri-containerd-e8ac3efec3322d7f13cfa0cdee4344754d01bd4e50fea44e0753e83fdb74cab3.scope",
+        "pod",
+        "98005c3b-b650-4efe-8b91-2164d784397f",
+    ),
+    (
+        "kubepods/besteffort/pod7fccb20b4bbb99e737878eab4bb685c1/"
+        "cbc5a5ce0e59be70efd95106d567442196c5a55e2e9656eb63dc412f93903f3f",
+        "pod",
+        "7fccb20b4bbb99e737878eab4bb685c1",
+    ),
+    (
+        "kubepods/test/pod3d274242-8ee0-11e9-a8a6-1e68d864ef1a/"
+        "3e74d3fd9db4c9dd921ae05c2502fb984d0cde1b36e581b13f79c639da4518a1",
+        "pod",
+        "3d274242-8ee0-11e9-a8a6-1e68d864ef1a",
+    ),
+    (
+        "system.slice/containerd.service/kubepods-besteffort-podb41662f7_b03a_4c65_8ef9_6e4e55c3cf27.slice:"
+        "cri-containerd:1753b7cbbf62734d812936961224d5bc0cf8f45214e0d5cdd1a781a053e7c48f",
+        "container",
+        "b41662f7-b03a-4c65-8ef9-6e4e55c3cf27/1753b7cbbf62",
+    ),
+    ("docker/ba3398f7201b5ececf439dcadea00569d5213ae83f94135b89c3bcc7dadb2136", "container", "ba3398f7201b"),
+    ("containers/f142db3a4219409af324d5481e297545aa33425fb7dc837e68cee93c36062ca8", "container", "f142db3a4219"),
+    (f"machine.slice/libpod-{ID}.scope/container", "container", SHORT),
+    (f"libpod/{ID}", "container", SHORT),
+    ("lxc/100/ns/init.scope", "container", "100"),
+    ("lxc.payload.devbox/system.slice/cron.service", "container", "devbox"),
+    ("lxc.payload.snapcraft_some-container", "container", "snapcraft_some-container"),
+    ("machine.slice/machine-demo.scope", "container", "demo"),
+    ("machine.slice/machine-qemu\\x2d3\\x2dvirthub\\x2d42.scope/libvirt/vcpu0", "vm", "virthub-42"),
+    ("machine/instance-000065d3.libvirt-qemu/vcpu0", "vm", "instance-000065d3"),
+    ("system.slice/snap.docker.dockerd.service", "unit", "snap.docker.dockerd.service"),
+    (
+        "user.slice/user-1000.slice/user@1000.service/app.slice/app-org.gnome.Terminal.slice/"
+        "vte-spawn-2c4a7f5e-3b1d-4e8a-9f6c-0d1e2f3a4b5c.scope",
+        "unit",
+        "user-1000/vte-spawn-2c4a7f5e-3b1d-4e8a-9f6c-0d1e2f3a4b5c.scope",
+    ),
+    ("user.slice/user-0.slice/session-246.scope", "session", "session-246.scope"),
+    ("user.slice", "other", "user.slice"),
+]
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> FakeTree:
     return FakeTree(tmp_path)
@@ -152,6 +207,13 @@ def test_a_path_is_a_folder_of_workloads(path: str) -> None:
 def test_a_path_is_a_part_of_a_workload(machine: FakeTree, path: str, kind: str, name: str) -> None:
     assert classify(path).rule.level == "part"
     workload = Names(machine.host).workload(path)
+    assert (workload.kind, workload.workload) == (kind, name)
+
+
+@pytest.mark.parametrize(("path", "kind", "name"), RECORDED, ids=[row[0][-60:] for row in RECORDED])
+def test_the_workload_of_a_recorded_process(machine: FakeTree, path: str, kind: str, name: str) -> None:
+    names = Names(machine.host)
+    workload = names.workload(names.owner(path, parts=False))
     assert (workload.kind, workload.workload) == (kind, name)
 
 
@@ -229,6 +291,14 @@ def test_podman_names_containers_of_root_and_of_users(machine: FakeTree) -> None
     assert names.workload(f"{USER}/user@1000.service/user.slice/libpod-{ID}.scope") == Workload(
         kind="container", workload="mine", container="mine", user="anna"
     )
+
+
+def test_a_pipe_instead_of_a_file_gives_no_name(machine: FakeTree) -> None:
+    folder = machine.root / "home/anna/.local/share/containers/storage/overlay-containers"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "containers.json")
+    machine.write("etc/passwd", "anna:x:1000:1000::/home/anna:/bin/sh\n")
+    assert Names(machine.host).workload(f"{USER}/user@1000.service/user.slice/libpod-{ID}.scope").workload == SHORT
 
 
 def test_an_inference_server_is_recognised_by_its_image(machine: FakeTree) -> None:
