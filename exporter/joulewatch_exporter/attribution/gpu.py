@@ -11,15 +11,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from joulewatch_exporter.attribution.cgroup_mounts import current, usable_hierarchies
-from joulewatch_exporter.attribution.cgroup_tree import Depth
 from joulewatch_exporter.attribution.model import ROOT, Usage, Workload
-from joulewatch_exporter.attribution.names import Names
+from joulewatch_exporter.attribution.privacy import NameOptions
+from joulewatch_exporter.attribution.process_keys import ProcessKeys
 from joulewatch_exporter.clock import NS_PER_S
-from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Host
 
-_CGROUP_BYTES: Final = 1 << 16
 _FORGOTTEN_NS: Final = 600 * NS_PER_S
 """A cgroup that has not held the GPU for this long is forgotten."""
 _LISTED_NS: Final = 3 * NS_PER_S
@@ -29,27 +26,17 @@ LONGEST_GUESS_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GpuOptions:
+class GpuOptions(NameOptions):
     """Settings under ``attribution.sources`` that all sources of GPU usage have."""
-
-    depth: Depth = "workload"
-    """Whether containers of pods and steps of jobs are workloads as well."""
 
 
 class Processes:
-    """Finds the workload of a process by its cgroup."""
+    """Finds the workload of a process, and remembers it after its end."""
 
-    def __init__(self, host: Host, depth: Depth) -> None:
-        """Find out which hierarchy of cgroups the source of processor time reads: its paths are the keys."""
-        self._procfs = str(host.procfs)
-        self._depth = depth
-        self._names = Names(host)
+    def __init__(self, host: Host, options: NameOptions) -> None:
+        """Find the hierarchies of cgroups; see `ProcessKeys`."""
+        self._process_keys = ProcessKeys(host, options)
         self._keys: dict[int, str] = {}
-        self._paths: dict[str, str] = {}
-        try:
-            self._is_v1 = current(usable_hierarchies(host, "auto")).version == "v1"
-        except SensorAbsentError:
-            self._is_v1 = False
 
     def living_key(self, pid: int) -> str | None:
         """Return the key of a process; None: procfs does not have it.
@@ -57,13 +44,9 @@ class Processes:
         Args:
             pid: As the driver reports it, so in the namespace of the machine.
         """
-        path = self._read(pid)
-        if path is None:
-            return None
-        key = self._paths.get(path)
-        if key is None:
-            key = self._paths[path] = self._workload_key(path)
-        self._keys[pid] = key
+        key = self._process_keys.key(pid)
+        if key is not None:
+            self._keys[pid] = key
         return key
 
     def key(self, pid: int) -> str:
@@ -72,40 +55,12 @@ class Processes:
         return self._keys.get(pid, ROOT) if key is None else key
 
     def workload(self, key: str) -> Workload:
-        """Return the names of a workload."""
-        return self._names.workload(key)
+        """Return the names of a workload, or digests of them."""
+        return self._process_keys.workload(key)
 
     def keep(self, pids: Collection[int]) -> None:
         """Forget all other processes."""
         self._keys = {pid: key for pid, key in self._keys.items() if pid in pids}
-        paths = set(self._keys.values())
-        self._paths = {path: key for path, key in self._paths.items() if key in paths}
-
-    def _read(self, pid: int) -> str | None:
-        try:
-            with open(f"{self._procfs}/{pid}/cgroup", "rb") as file:
-                text = file.read(_CGROUP_BYTES).decode("utf-8", "surrogateescape")
-        except OSError:
-            return None
-        paths: dict[str, str] = {}
-        for line in text.splitlines():
-            _, _, rest = line.partition(":")
-            controllers, _, path = rest.partition(":")
-            paths.update(dict.fromkeys(controllers.split(","), path.strip("/")))
-        v1, v2 = paths.get("cpuacct", ""), paths.get("", "")
-        return v1 or v2 if self._is_v1 else v2
-
-    def _workload_key(self, path: str) -> str:
-        """Return the longest part of a path, from its start, that is a workload; else the whole path."""
-        parts = path.split("/")
-        if not path or ".." in parts:
-            return ROOT
-        levels = ("workload", "part") if self._depth == "container" else ("workload",)
-        for length in range(len(parts), 0, -1):
-            start = "/".join(parts[:length])
-            if self._names.match(start).rule.level in levels:
-                return start
-        return path
 
 
 @dataclass(slots=True)

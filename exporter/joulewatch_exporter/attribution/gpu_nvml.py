@@ -352,7 +352,7 @@ class NvmlUsageSource:
             options: The settings.
             clock: Replaces the machine's clock in tests.
         """
-        self._processes = Processes(host, options.depth)
+        self._processes = Processes(host, options)
         self._clock: Clock = SystemClock() if clock is None else clock
         self._gpus: dict[str, _Gpu] = {}
         self._kept: frozenset[int] = frozenset()

@@ -28,7 +28,7 @@ class ProcessKeys:
     """Finds the workload of a process by its cgroup."""
 
     def __init__(self, host: Host, options: NameOptions) -> None:
-        """Find the hierarchies of cgroups; without any, all processes belong to the root.
+        """Find the hierarchies of cgroups; if none can be read, keys are the paths that procfs shows.
 
         Args:
             host: Where sysfs and procfs are.
@@ -75,7 +75,8 @@ class ProcessKeys:
     def _path(self, text: str) -> str:
         """Return the path in ``/proc/PID/cgroup`` below the root of the current hierarchy; empty if it is not there."""
         if not self._hierarchies:
-            return ""
+            path = (_shown_path(text, "v2").strip("/") or _shown_path(text, "v1").strip("/")).removesuffix(" (deleted)")
+            return "" if path.startswith("..") else path
         hierarchy = current(self._hierarchies)
         shown = _shown_path(text, hierarchy.version).removesuffix(" (deleted)")
         if hierarchy.view.startswith("/.."):

@@ -101,11 +101,20 @@ def test_a_process_that_has_ended_has_no_key(tmp_path: Path) -> None:
     assert ProcessKeys(FakeTree(tmp_path).host, PLAIN).key(70) is None
 
 
-def test_without_cgroups_all_processes_belong_to_the_root(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("0::/system.slice/nginx.service\n", "system.slice/nginx.service"),
+        ("4:cpu,cpuacct:/docker/x\n0::/\n", "docker/x"),
+        ("0::/../other\n", ROOT),
+        ("0::/\n", ROOT),
+    ],
+)
+def test_without_readable_cgroups_procfs_has_the_path(tmp_path: Path, text: str, key: str) -> None:
     host = Host(sysfs=tmp_path, procfs=tmp_path / "proc")
     (tmp_path / "proc/70").mkdir(parents=True)
-    (tmp_path / "proc/70/cgroup").write_text("0::/system.slice/nginx.service\n")
-    assert ProcessKeys(host, PLAIN).key(70) == ROOT
+    (tmp_path / "proc/70/cgroup").write_text(text)
+    assert ProcessKeys(host, PLAIN).key(70) == key
 
 
 def test_a_denied_workload_counts_as_its_parent(tmp_path: Path) -> None:
