@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from joulewatch_exporter.attribution.cgroups import CgroupsSource
+from joulewatch_exporter.attribution.gpu_drm import DrmUsageSource
 from joulewatch_exporter.attribution.gpu_nvml import NvmlUsageSource
 from joulewatch_exporter.attribution.model import UsageSource
 from joulewatch_exporter.attribution.processes import ProcessesSource
 from joulewatch_exporter.collectors import installed_plugins
 
 # An explicit list, so that the type checker rejects an incomplete source.
-SOURCES: Final[tuple[type[UsageSource], ...]] = (CgroupsSource, ProcessesSource, NvmlUsageSource)
+SOURCES: Final[tuple[type[UsageSource], ...]] = (CgroupsSource, ProcessesSource, NvmlUsageSource, DrmUsageSource)
 
 ENTRY_POINT: Final = "joulewatch.usage"
 _MEMBERS: Final = ("components", "Options", "findings", "open", "read", "survey", "workload", "close")
