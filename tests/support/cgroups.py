@@ -76,6 +76,13 @@ def real_tree(version: Version) -> Iterator[RealTree]:
             Path(folder).rmdir()
 
 
+def make_cgroup2(host: Host) -> None:
+    """Make the least that shows a machine to have cgroups of version 2, for tests that need paths only."""
+    top = host.sysfs / "fs/cgroup"
+    top.mkdir(parents=True)
+    (top / "cgroup.controllers").write_text("cpu memory\n")
+
+
 class FakeTree:
     """A machine whose cgroups are folders with plain files, in the kernel's layout."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from joulewatch_exporter.model import Host
+from support.cgroups import make_cgroup2
 
 
 class DrmMachine:
@@ -14,6 +15,7 @@ class DrmMachine:
         self.host = Host(sysfs=root / "sys", procfs=root / "proc", dev=root / "dev", nodename="test")
         self._drivers: dict[str, str] = {}
         self.host.procfs.mkdir(parents=True)
+        make_cgroup2(self.host)
 
     def gpu(self, address: str, driver: str) -> None:
         number = len(self._drivers)

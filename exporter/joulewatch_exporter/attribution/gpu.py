@@ -27,14 +27,19 @@ LONGEST_GUESS_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuOptions(NameOptions):
-    """Settings under ``attribution.sources`` that all sources of GPU usage have."""
+    """Settings under ``attribution.sources`` of a source of GPU usage: those of names only."""
 
 
 class Processes:
-    """Finds the workload of a process, and remembers it after its end."""
+    """The workloads of processes, also of those that have just ended."""
 
     def __init__(self, host: Host, options: NameOptions) -> None:
-        """Find the hierarchies of cgroups; see `ProcessKeys`."""
+        """Find the hierarchies of cgroups.
+
+        Args:
+            host: Where sysfs and procfs are.
+            options: Which workloads are shown, and how.
+        """
         self._process_keys = ProcessKeys(host, options)
         self._keys: dict[int, str] = {}
 

@@ -151,7 +151,7 @@ class DrmUsageSource:
             raise SensorAbsentError(f"{self._devices}: no GPU with one of the drivers {', '.join(sorted(DRIVERS))}")
         self._drivers = drivers
         self._queues = _Queues(host)
-        self._processes = Processes(host, options.depth)
+        self._processes = Processes(host, options)
         self._cards = {device: _Card() for device in drivers}
         self._waiting: deque[int] = deque()
         """Processes whose descriptors are to be read, the next one first."""

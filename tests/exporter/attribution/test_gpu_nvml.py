@@ -22,7 +22,7 @@ from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, GpuProcessSpec
 from joulewatch_exporter.emulator.signals import Constant, Points, Square
 from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Host
-from support.cgroups import real_tree
+from support.cgroups import make_cgroup2, real_tree
 from support.clock import FakeClock
 from support.nvml import A100, FIRST, H100, SECOND, GpuMachine, fault
 
@@ -44,6 +44,7 @@ class Node:
         self.collector: NvmlCollector
         self.scan: UsageScan
         self._t_s = 0.0
+        make_cgroup2(machine.host)
 
     def process(self, pid: int, key: str) -> None:
         folder = self.machine.host.procfs / str(pid)
@@ -210,6 +211,14 @@ def test_a_container_belongs_to_its_pod(node: Node, depth: str, key: str) -> Non
     assert node.seconds()[key] == node.seconds()[POD] > 1.0
     workload = node.source.workload(key)
     assert (workload.kind, workload.pod) == ("pod" if depth == "workload" else "container", "")
+
+
+def test_a_workload_that_may_not_be_shown_counts_for_its_parent(node: Node) -> None:
+    node.start(h100(A, B))
+    node.source = NvmlUsageSource(node.machine.host, GpuOptions(deny=("train.service",)), node.clock)
+    node.run(10.0)
+    assert node.scan.holders == {FIRST: ("system.slice", SERVE)}
+    assert set(node.seconds()) == {"system.slice", SERVE, ROOT}
 
 
 # -- accounting ----------------------------------------------------------------------------------------
