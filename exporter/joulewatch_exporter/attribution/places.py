@@ -108,9 +108,10 @@ class Places:
             for key, share in self._own_shares(meter, now_ns, nodes).items():
                 needs[key] = max(share, needs.get(key, 0.0))
         for key in holders:
-            while "/" in key and key not in living:
+            while key and key not in living:  # a part of a workload, or one that may not be shown
                 key = key.rpartition("/")[0]
-            needs[key] = max(self._min_share, needs.get(key, 0.0))
+            if key:
+                needs[key] = max(self._min_share, needs.get(key, 0.0))
         for key in needs:
             # What a node without a place used is that of the one above it.
             if (place := self.owner(key)) is not None:

@@ -304,3 +304,34 @@ def test_every_key_of_the_exporter_toolkit_is_known(tmp_path: Path) -> None:
 )
 def test_only_an_explicit_file_opens_the_exporter(data: bytes, expected: bool) -> None:
     assert is_open_on_purpose(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("max_workload: 5", "unknown key attribution.max_workload; did you mean max_workloads?"),
+        ("max_workloads: 0", "attribution.max_workloads: 0 is not between 1 and 10000"),
+        ("min_share: 1.5", "attribution.min_share: 1.5 is not between 0 and 1"),
+        ("keep_gone_seconds: -1", "attribution.keep_gone_seconds: -1 is not between 0 and 86400"),
+        ("depth: pod", "attribution.depth: must be workload or container, not 'pod'"),
+        ("idle_watts: {socket0: -1}", "attribution.idle_watts.socket0: -1 is not between 0 and 100000"),
+        ("sources: {cgroup: {}}", "unknown key attribution.sources.cgroup; did you mean cgroups?"),
+        ("sources: {cgroups: {depth: container}}", "unknown key attribution.sources.cgroups.depth"),
+        ("sources: {cgroups: {enabled: maybe}}", "attribution.sources.cgroups.enabled: must be"),
+    ],
+)
+def test_an_error_in_the_attribution_is_named(tmp_path: Path, text: str, error: str) -> None:
+    path = tmp_path / "exporter.yaml"
+    path.write_text(f"attribution: {{{text}}}", encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, FAKE, SOURCES)
+    assert f"{path}: {error}" in str(raised.value)
+
+
+def test_sources_inherit_the_settings_that_they_need(tmp_path: Path) -> None:
+    path = tmp_path / "exporter.yaml"
+    text = "attribution: {depth: container, deny: [secret-*], sources: {cgroups: {hierarchy: v1, enabled: true}}}"
+    path.write_text(text, encoding="utf-8")
+    cgroups = load_config(path, FAKE, SOURCES).attribution.sources["cgroups"]
+    assert (cgroups.enabled, cgroups.options.hierarchy) == (True, "v1")
+    assert (cgroups.options.depth, cgroups.options.deny) == ("container", ("secret-*",))
