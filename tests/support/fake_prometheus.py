@@ -15,6 +15,7 @@ import responses
 
 from joulewatch_harness.analysis.sources.history import RawSeries
 
+_LOOKBACK_S = 300.0
 URL = "http://prometheus.test/base"
 
 
@@ -43,9 +44,12 @@ class FakePrometheus:
         if int(length) / (1000 if unit == "ms" else 1) > self.longest_range_s:
             text = f"the query time range exceeds the limit (query length: {length}{unit}, limit: 768h0m0s)"
             return 422, {}, json.dumps({"status": "error", "errorType": "execution", "error": text})
-        raw = re.fullmatch(r"([A-Za-z_:]*)(\{.*\})?\[(\d+)ms\]", query)
+        raw = re.fullmatch(r"([A-Za-z_:]*)(\{.*\})?\[(\d+)ms(:1m)?\]", query)
         if raw is not None:
-            selected = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)
+            start_s = at_s - int(raw[3]) / 1000
+            selected = self._between(raw[1], raw[2] or "", start_s - (_LOOKBACK_S if raw[4] else 0), at_s)
+            if raw[4]:
+                selected = [(metric, pairs) for metric, all_pairs in selected if (pairs := _steps(all_pairs, start_s))]
             if sum(len(values) for _, values in selected) > self.most_samples:
                 error = {"status": "error", "errorType": "execution", "error": "too many samples"}
                 return 422, {}, json.dumps(error)
@@ -97,6 +101,17 @@ class FakePrometheus:
             if pairs:
                 selected.append((labels, pairs))
         return selected
+
+
+def _steps(pairs: list[tuple[float, float]], start_s: float) -> list[tuple[float, float]]:
+    """Return the values of a subquery at each full minute: the last sample, unless the series has ended."""
+    stepped = []
+    last_s = pairs[-1][0]
+    for minute in range(math.ceil(start_s / 60), math.floor(last_s / 60) + 1):
+        before = [pair for pair in pairs if minute * 60 - _LOOKBACK_S < pair[0] <= minute * 60]
+        if before:
+            stepped.append((minute * 60.0, before[-1][1]))
+    return stepped
 
 
 def _success(kind: str, result: list[dict[str, Any]]) -> tuple[int, dict[str, str], str]:

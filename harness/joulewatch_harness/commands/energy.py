@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands import energy_per
+from joulewatch_harness.commands import energy_per, energy_workloads
 from joulewatch_harness.commands.options import add_format_argument, add_source_argument
 from joulewatch_harness.errors import ConfigError
 
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--price", metavar="PRICE", type=number(ge=0), help="with --every: price of a kWh, for a column with the cost"
     )
     energy_per.add_arguments(parser)
+    energy_workloads.add_arguments(parser)
     add_format_argument(parser)
     add_source_argument(parser)
     add_prometheus_arguments(parser)
@@ -185,6 +186,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.reports.table import terminal_width
 
     energy_per.check(args)
+    energy_workloads.check(args)
     if args.slurm_job is not None:
         return _run_job(args)
     now_s = time.time()
@@ -197,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     _check_every(args)
     source = _open_source(args)
     span = Span(start_s, end_s)
+    if args.workload is not None:
+        return energy_workloads.run(args, source, span)
     if args.every is not None:
         return _run_every(args, source, span)
     if args.per:

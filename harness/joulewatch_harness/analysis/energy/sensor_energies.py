@@ -55,28 +55,34 @@ class SensorEnergy:
     @property
     def expanded_joules(self) -> float:
         """Expanded uncertainty at 95 % coverage."""
-        if self.energy is None:
-            return 0.0
-        budget = self.energy.budget
-        return expand(
-            [],
-            math.hypot(*(item.standard_joules for item in budget if not item.systematic)),
-            [(item.standard_joules, math.inf) for item in budget if item.systematic],
-            max((item.standard_joules for item in budget if item.name == ACCURACY), default=0.0),
-        ).expanded
+        return 0.0 if self.energy is None else expanded_joules(self.energy)
 
     @property
     def joules(self) -> Joules | None:
         """The number; ``None``: missing."""
-        if self.energy is None:
-            return None
-        return Joules(
-            joules=self.energy.joules,
-            expanded_joules=self.expanded_joules,
-            lower_joules=self.energy.lower_joules,
-            upper_joules=self.energy.upper_joules,
-            accuracy_known=any(item.name == ACCURACY for item in self.energy.budget),
-        )
+        return None if self.energy is None else joules_of(self.energy)
+
+
+def expanded_joules(energy: WindowEnergy) -> float:
+    """Return the expanded uncertainty of one window at 95 % coverage."""
+    budget = energy.budget
+    return expand(
+        [],
+        math.hypot(*(item.standard_joules for item in budget if not item.systematic)),
+        [(item.standard_joules, math.inf) for item in budget if item.systematic],
+        max((item.standard_joules for item in budget if item.name == ACCURACY), default=0.0),
+    ).expanded
+
+
+def joules_of(energy: WindowEnergy) -> Joules:
+    """Return the number of one window."""
+    return Joules(
+        joules=energy.joules,
+        expanded_joules=expanded_joules(energy),
+        lower_joules=energy.lower_joules,
+        upper_joules=energy.upper_joules,
+        accuracy_known=any(item.name == ACCURACY for item in energy.budget),
+    )
 
 
 def matches(sensor: SensorId, patterns: Sequence[str]) -> bool:
@@ -148,8 +154,11 @@ def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
 def sum_of(rows: Sequence[SensorEnergy]) -> Joules | None:
     """Return the sum over sensors; None if one of them has no number, or there are none."""
     energies = [energy for row in rows if (energy := row.joules) is not None]
-    if not rows or len(energies) < len(rows):
-        return None
+    return None if not rows or len(energies) < len(rows) else sum_joules(energies)
+
+
+def sum_joules(energies: Sequence[Joules]) -> Joules:
+    """Return the sum of energies in one window."""
     return Joules(
         joules=sum(energy.joules for energy in energies),
         # Sensors share the window's edges and often their maker, so their errors are added linearly.

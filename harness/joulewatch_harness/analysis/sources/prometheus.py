@@ -44,6 +44,11 @@ _AROUND_S: Final = 300.0
 _SHORTEST_MARGIN_S: Final = 5.0
 _MARGIN_INTERVALS: Final = 2.5
 _DAY_S: Final = 86_400.0
+_OF_WORKLOADS: Final = (catalog.WORKLOAD_ENERGY, catalog.UNATTRIBUTED_ENERGY)
+_WHOLE_S: Final = 7200.0
+"""All samples of workloads are read in a span up to this length: there may be hundreds of series."""
+_SPARSE: Final = ":1m"
+"""Step of a subquery: of longer spans, one sample per minute."""
 _LISTED_S: Final = 90 * _DAY_S
 _NOT_OF_THE_TARGET: Final = frozenset(
     f"{prefix}{name}" for prefix in ("", "exported_") for name in catalog.EXPORTER_INFO.labels
@@ -120,9 +125,9 @@ class PrometheusSource:
         self._client.close()
 
     def raw(
-        self, selector: str, start_s: float, end_s: float, *, first_piece_s: float = _FIRST_PIECE_S
+        self, selector: str, start_s: float, end_s: float, *, first_piece_s: float = _FIRST_PIECE_S, step: str = ""
     ) -> list[RawSeries]:
-        """Return all raw samples of a selector in [start_s, end_s], fetched in pieces.
+        """Return all raw samples of a selector in [start_s, end_s], fetched in pieces; with a step, one per step.
 
         A piece that the server rejects as too large or too long is halved; the length of the next piece follows from
         the number of samples in the last one, and grows over empty ones.
@@ -139,7 +144,7 @@ class PrometheusSource:
             # One more millisecond: the ranges of Prometheus 3 are left-open, and the times are rounded.
             length_ms = math.ceil((until_s - at_s) * 1000) + 1
             try:
-                result = self._client.query(f"{selector}[{length_ms}ms]", math.ceil(until_s * 1000) / 1000)
+                result = self._client.query(f"{selector}[{length_ms}ms{step}]", math.ceil(until_s * 1000) / 1000)
             except QueryTooLargeError as error:
                 if until_s - at_s <= _SHORTEST_PIECE_S:
                     raise
@@ -238,6 +243,42 @@ class PrometheusSource:
         samples = [_joined(parts) for parts in pieces.values()]
         return build_history(self.describe(), [*identities, *samples, *metadata], exporters, power=power)
 
+    def workload_infos(self, span: tuple[float, float]) -> list[RawSeries]:
+        """Return the names of all workloads in a span and around it, and the identities of their exporters."""
+        found = []
+        span = self._around(span)
+        for metric in (catalog.EXPORTER_START, catalog.EXPORTER_INFO, catalog.WORKLOAD_INFO, catalog.ATTRIBUTION_INFO):
+            found += self._at(f"last_over_time({metric.name}{selector(self._match)}[{{range}}])", span, metric.name)
+        return found
+
+    def workload_samples(
+        self, span: tuple[float, float], instances: Sequence[str]
+    ) -> tuple[list[RawSeries], list[tuple[float, float]]]:
+        """Return energy counters of workloads with their exporters' starts and sensors, and where no sample is missing.
+
+        Of a long span, all samples around its ends, and one per minute between them: these show which series came,
+        went or began again, and how much they had counted.
+        """
+        matchers = ", ".join(filter(None, (self._match, matcher("instance", instances))))
+        wanted = selector(
+            matcher("__name__", [metric.name for metric in (*_OF_WORKLOADS, catalog.EXPORTER_START)]), matchers
+        )
+        margin_s = self._margin_s(span, matchers)
+        ends = [(at_s - margin_s, at_s + margin_s) for at_s in span]
+        if span[1] - span[0] <= _WHOLE_S:
+            ends = [(ends[0][0], ends[1][1])]
+        pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
+        found = []
+        for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH):
+            found += self._at(f"last_over_time({metric.name}{selector(matchers)}[{{range}}])", span, metric.name)
+        found += self.raw(wanted, *ends[0])
+        if len(ends) > 1:
+            found += self.raw(wanted, ends[0][1], ends[1][0], step=_SPARSE)
+            found += self.raw(wanted, *ends[1])
+        for series in found:
+            pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
+        return [_joined(parts) for parts in pieces.values()], ends
+
     def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
         """Run an instant query over a whole span: ``{range}`` is replaced by the span's length.
 
@@ -292,10 +333,11 @@ class PrometheusSource:
 
     def _identities(self, span: tuple[float, float]) -> list[RawSeries]:
         """Return ``joulewatch_exporter_info`` of all exporters around a span."""
-        around = (span[0] - _AROUND_S, span[1] + _AROUND_S)
-        around = (around[0], min(around[1], max(self._now() + 1, span[1])))
         name = catalog.EXPORTER_INFO.name
-        return self._at(f"last_over_time({name}{selector(self._match)}[{{range}}])", around, name)
+        return self._at(f"last_over_time({name}{selector(self._match)}[{{range}}])", self._around(span), name)
+
+    def _around(self, span: tuple[float, float]) -> tuple[float, float]:
+        return span[0] - _AROUND_S, min(span[1] + _AROUND_S, max(self._now() + 1, span[1]))
 
     def _margin_s(self, span: tuple[float, float], matchers: str) -> float:
         """Return a margin that brackets both ends: some scrape intervals, derived from the samples."""
