@@ -18,6 +18,8 @@ from typing import Final
 from experiment import experiment
 from fleet import fleet
 from kit import to_json
+from llm import llm
+from llm_rules import llm_rules
 from node import node
 from results import results
 from runbooks import PROJECT_URL, with_runbooks
@@ -25,13 +27,14 @@ from trust import trust
 
 FOLDER: Final = Path(__file__).resolve().parent
 RULES: Final = FOLDER / "rules" / "joulewatch.rules.yaml"
+LLM_RULES: Final = FOLDER / "rules" / "joulewatch.llm.rules.yaml"
 
 
 def files() -> dict[Path, str]:
     """Return every file that this program writes, with its text."""
-    boards = {"fleet": fleet, "node": node, "experiment": experiment, "results": results, "trust": trust}
+    boards = {"fleet": fleet, "node": node, "experiment": experiment, "results": results, "trust": trust, "llm": llm}
     texts = {FOLDER / f"{name}.json": to_json(board()) for name, board in boards.items()}
-    return texts | {RULES: with_runbooks(RULES.read_text(encoding="utf-8"), PROJECT_URL)}
+    return texts | {RULES: with_runbooks(RULES.read_text(encoding="utf-8"), PROJECT_URL), LLM_RULES: llm_rules()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

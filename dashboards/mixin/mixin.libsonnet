@@ -10,7 +10,8 @@
   },
 
   local config = $._config,
-  local groups = std.parseYaml(importstr '../rules/joulewatch.rules.yaml').groups,
+  local groups = std.parseYaml(importstr '../rules/joulewatch.rules.yaml').groups
+                 + std.parseYaml(importstr '../rules/joulewatch.llm.rules.yaml').groups,
 
   // Names of metrics begin with this; a recorded series has a level and a colon before it.
   local prefix = 'joulewatch_',
@@ -63,6 +64,7 @@
   local dashboards = {
     'joulewatch-experiment.json': import '../experiment.json',
     'joulewatch-fleet.json': import '../fleet.json',
+    'joulewatch-llm.json': import '../llm.json',
     'joulewatch-node.json': import '../node.json',
     'joulewatch-results.json': import '../results.json',
     'joulewatch-trust.json': import '../trust.json',

@@ -35,6 +35,8 @@ LABELS: Final = dashboards.with_recorded(
         name: labels | {"cluster", "job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
         for name, labels in (CATALOG | FOREIGN).items()
     }
+    | dashboards.llm_labels(),
+    dashboards.LLM_RULES,
 )
 UNITS: Final = {
     "watt",
@@ -44,6 +46,7 @@ UNITS: Final = {
     "short",
     "none",
     "suffix:inf/s",
+    "suffix:tok/s",
     "cps",
     "percentunit",
     "bytes",

@@ -67,7 +67,7 @@ def test_the_release_workflow_builds_and_uploads_what_make_packages_builds() -> 
 def test_promtool_accepts_the_configuration() -> None:
     program = require_program("promtool", "prometheus")
     out = run(program, "check", "config", "prometheus.yaml", cwd=DEPLOY / "prometheus")
-    assert "1 rule files found" in out
+    assert "2 rule files found" in out
 
 
 @pytest.mark.parametrize("folder", [DEPLOY / "prometheus", COMPOSE], ids=lambda path: path.name)

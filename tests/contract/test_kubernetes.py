@@ -25,7 +25,7 @@ from support.require import require_program
 MANIFESTS: Final = sorted((FOLDER / "manifests").glob("*.yaml"))
 VERSIONS: Final = [f"1.{minor}" for minor in range(25, 38)]
 OPERATOR: Final = "monitoring.coreos.com/v1"
-RULES: Final = ROOT / "dashboards" / "rules" / "joulewatch.rules.yaml"
+RULES: Final = [dashboards.FOLDER / "rules" / name for name in ("joulewatch.rules.yaml", dashboards.LLM_RULES)]
 SCHEMA: Final = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 VALUES: Final = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
 
@@ -63,7 +63,8 @@ def test_the_chart_has_the_version_of_the_project_which_is_the_tag_of_the_image(
 
 def test_the_chart_has_links_to_the_rules_and_to_every_dashboard() -> None:
     links = {path.name: path for path in (CHART / "files").rglob("*.*") if not path.is_dir()}
-    originals = {f"{name}.json": dashboards.FOLDER / f"{name}.json" for name in dashboards.NAMES} | {RULES.name: RULES}
+    originals = {f"{name}.json": dashboards.FOLDER / f"{name}.json" for name in dashboards.NAMES}
+    originals |= {path.name: path for path in RULES}
     assert {name: path.resolve() for name, path in links.items()} == originals
     assert all(path.is_symlink() for path in links.values())
 
@@ -149,7 +150,8 @@ def test_the_operators_objects_exist_only_if_they_are_enabled() -> None:
 
 
 def test_the_rules_and_dashboards_are_the_originals() -> None:
-    assert one("PrometheusRule", FULL)["spec"] == yaml.safe_load(RULES.read_text("utf-8"))
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text("utf-8"))["groups"]]
+    assert one("PrometheusRule", FULL)["spec"] == {"groups": groups}
     maps = [o for o in objects() if o["metadata"]["labels"].get("grafana_dashboard") == "1"]
     assert len(maps) == len(dashboards.NAMES)
     for document in maps:

@@ -13,11 +13,13 @@ import promql_parser
 import yaml
 from promql_parser import AggregateExpr, BinaryExpr, Call, Expr, VectorSelector
 
+from joulewatch_harness.analysis.sources.llm_servers import llm_servers
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "dashboards"
-NAMES: Final = ("fleet", "node", "experiment", "results", "trust")
-RECORDED: Final = tuple(name for name in NAMES if name != "fleet")
-"""Dashboards that are tested with the recorded run; *Fleet* is tested with a simulated fleet."""
+NAMES: Final = ("fleet", "llm", "node", "experiment", "results", "trust")
+RECORDED: Final = tuple(name for name in NAMES if name not in ("fleet", "llm"))
+"""Dashboards that are tested with the recorded run; *Fleet* and *LLM serving* are tested with a simulated fleet."""
 NUMBERS: Final[Mapping[str, str]] = {"pue": "1.2", "price": "0.25", "co2": "250"}
 """Variables that are numbers in PromQL, and not texts in a matcher."""
 
@@ -30,7 +32,9 @@ DURATIONS: Final[Mapping[str, str]] = {
 MACROS: Final[Mapping[str, str]] = {
     **DURATIONS,
     **NUMBERS,
-    **dict.fromkeys(("job", "host", "instance", "cluster", "run", "nodenames", "configuration", "baseline"), ".+"),
+    **dict.fromkeys(
+        ("job", "host", "instance", "cluster", "model", "run", "nodenames", "configuration", "baseline"), ".+"
+    ),
     **{f"line{number}": f"configuration {number}" for number in range(1, 7)},
 }
 """Values that turn every query of the dashboards into plain PromQL."""
@@ -140,20 +144,37 @@ def metrics(expr: str) -> dict[str, set[str]]:
     return labels
 
 
-def rule_groups() -> list[dict[str, Any]]:
-    """Return the groups of recording rules and alerts."""
-    path = FOLDER / "rules" / "joulewatch.rules.yaml"
+def rule_groups(name: str = "joulewatch.rules.yaml") -> list[dict[str, Any]]:
+    """Return the groups of recording rules and alerts of a file."""
+    path = FOLDER / "rules" / name
     groups: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
     return groups
 
 
-def with_recorded(known: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Return ``known``, the labels of each metric, with those of the recorded series."""
+LLM_RULES: Final = "joulewatch.llm.rules.yaml"
+
+
+def with_recorded(known: Mapping[str, set[str]], *files: str) -> dict[str, set[str]]:
+    """Return ``known``, the labels of each metric, with those of the recorded series; ``files``: further rules."""
     labels = dict(known)
-    for group in rule_groups():
+    for group in [group for name in ("joulewatch.rules.yaml", *files) for group in rule_groups(name)]:
         for rule in group["rules"]:
             if "record" in rule:
-                labels[rule["record"]] = result_labels(rule["expr"], labels)
+                labels[rule["record"]] = result_labels(rule["expr"], labels) | set(rule.get("labels", ()))
+    return labels
+
+
+def llm_labels() -> dict[str, set[str]]:
+    """Return the labels of the metrics of all LLM servers; those of Prometheus' targets are included."""
+    target = {"cluster", "job", "instance", "host"}
+    labels: dict[str, set[str]] = {}
+    for server in llm_servers().values():
+        of_server = target | {server.model or "model"}
+        counters = (*server.output, *server.input, *server.cached, *server.requests)
+        for name in filter(None, (*counters, server.running, server.kv_usage)):
+            labels[name] = of_server
+        for name in filter(None, (server.first_token, server.inter_token)):
+            labels[f"{name}_bucket"] = of_server | {"le"}
     return labels
 
 

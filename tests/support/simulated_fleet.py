@@ -1,7 +1,7 @@
 """A Prometheus with three hours of the recorded series of 1,000 servers, back-filled.
 
-Only what the recording rules write is simulated, because the dashboard Fleet reads nothing else. Of the servers, 40
-have sensors in trouble, and one in ten has no node sensor.
+Only what the recording rules write is simulated, because the dashboards Fleet and LLM serving read nothing else. Of the
+servers, 40 have sensors in trouble, one in ten has no node sensor, and six serve language models.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from support import simulated_llm
 from support.servers import PrometheusServer
 
 SERVERS: Final = 1000
@@ -94,6 +95,10 @@ def write_series(path: Path, times_s: list[int]) -> None:
             for number in servers:
                 labels = f'cluster="{cluster_of(number)}",job="joulewatch",instance="node{number:04}:10717"'
                 write(metric, labels, [1 + number % 3] * len(times_s))
+        for metric, series in simulated_llm.series(times_s).items():
+            file.write(f"# TYPE {metric} gauge\n")
+            for labels, values in series:
+                write(metric, labels, values)
         file.write("# EOF\n")
 
 
