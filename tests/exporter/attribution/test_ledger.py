@@ -263,7 +263,7 @@ def test_a_device_of_which_only_the_holders_are_known(holders: list[str], expect
 
 # -- whatever happens -----------------------------------------------------------------------------
 
-STEPS = 500
+STEPS = 520
 EXAMPLES = 200
 
 
