@@ -20,6 +20,14 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+_STORED: Final = "names of Podman's and CRI-O's containers"
+_PLACES: Final = {
+    "kubernetes": ("names of pods", "/var/log/pods"),
+    "docker": ("names of Docker's containers", "/var/lib/docker"),
+    "podman": (_STORED, "/var/lib/containers/storage"),
+    "cri-o": (_STORED, "/var/lib/containers/storage"),
+}
+"""Manager -> what is read, and where it is on most machines."""
 _JOBS: Final = "numbers of Slurm's jobs"
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _FILE_BYTES: Final = 4 << 20
@@ -60,6 +68,8 @@ class Files:
         self._procfs = procfs
         self.denied: dict[str, str] = {}
         """What could not be learned -> one of the files that may not be read."""
+        self.missing: dict[str, str] = {}
+        """What could not be learned -> where it was looked up: hidden from a service, or not mounted in a container."""
         self._changed_ns: dict[str, int] = {}
         self._pods: dict[str, Pod] = {}
         self._links: dict[str, tuple[str, Pod]] = {}
@@ -75,7 +85,10 @@ class Files:
         if uid in self._pods:
             return self._pods[uid]
         self._list_links()
-        return next((pod._replace(container="") for pod_uid, pod in self._links.values() if pod_uid == uid), None)
+        pod = next((pod._replace(container="") for pod_uid, pod in self._links.values() if pod_uid == uid), None)
+        if pod is None:
+            self._miss("kubernetes")
+        return pod
 
     def pod_container(self, identifier: str) -> Pod | None:
         """Return the names of a container of a pod, by the container's identifier."""
@@ -105,13 +118,26 @@ class Files:
 
     # Container engines
 
-    def docker(self, identifier: str, uid: str = "") -> Container | None:
-        """Return the names of a container of Docker, by its identifier.
+    def container(self, manager: str, identifier: str, uid: str = "") -> Container | None:
+        """Return the names of a container; None if no engine's file has it.
 
         Args:
+            manager: Whose it is; another one than Docker, Podman and CRI-O: it may be any engine's.
             identifier: All 64 digits.
             uid: The user that runs it without root; empty: root.
         """
+        container = None if manager == "docker" else self._stored_name(identifier, uid)
+        if container is None and manager not in ("podman", "cri-o"):
+            container = self._docker(identifier, uid)
+        if container is None and manager in _PLACES:
+            self._miss(manager)
+        return container
+
+    def _miss(self, manager: str) -> None:
+        purpose, folder = _PLACES[manager]
+        self.missing.setdefault(purpose, f"{self._root}{folder}")
+
+    def _docker(self, identifier: str, uid: str) -> Container | None:
         for folder in self._docker_folders(uid):
             data = self._json(f"{folder}/containers/{identifier}/config.v2.json", "names of Docker's containers")
             if isinstance(data, dict) and isinstance(data.get("Name"), str):
@@ -130,15 +156,14 @@ class Files:
             yield f"{self._root}{other}"
         yield f"{self._root}/var/lib/docker"
 
-    def stored(self, identifier: str, uid: str = "") -> Container | None:
-        """Return the names of a container of Podman or CRI-O, by its identifier; arguments as for `docker`."""
+    def _stored_name(self, identifier: str, uid: str) -> Container | None:
         storage = f"{self._home(uid)}/.local/share/containers/storage" if uid else "/var/lib/containers/storage"
         folder = f"{storage if uid else self._root + storage}/overlay-containers"
         for name in ("containers.json", "volatile-containers.json"):
             path = f"{folder}/{name}"
             known = self._stored.setdefault(path, {})
             if identifier not in known and self._has_changed(path):
-                data = self._json(path, "names of Podman's containers")
+                data = self._json(path, _STORED)
                 known = self._stored[path] = dict(_stored(data if isinstance(data, list) else ()))
             if identifier in known:
                 return known[identifier]

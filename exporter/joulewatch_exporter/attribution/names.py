@@ -26,7 +26,7 @@ _DIGEST: Final = 6
 _MOST_CACHED: Final = 50_000
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _USER_SLICE: Final = re.compile(r"(?:^|/)user\.slice/user-(\d+)\.slice(?:/|$)")
-_WITH_FILES: Final = ("kubernetes", "docker", "podman", "slurm")
+_WITH_FILES: Final = ("kubernetes", "docker", "podman", "cri-o", "slurm")
 _CURES: Final = {
     "numbers of Slurm's jobs": (
         "ProtectProc=default or AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH in the exporter's systemd unit, "
@@ -159,9 +159,13 @@ class Names:
                 self.workload(key)
         for purpose, path in sorted(self._files.denied.items()):
             text = f"{purpose}: permission denied; the identifiers are shown instead"
-            findings.append(
-                Finding(status="denied", collector=source, subject=path, text=text, cure=_CURES.get(purpose, _CURE))
-            )
+            cure = _CURES.get(purpose, _CURE)
+            findings.append(Finding(status="denied", collector=source, subject=path, text=text, cure=cure))
+        for purpose, path in sorted(self._files.missing.items()):
+            if purpose not in self._files.denied:
+                text = f"{purpose}: not there; the identifiers are shown instead"
+                cure = f"in a container: mount {path} read-only; in a systemd unit: InaccessiblePaths= without it"
+                findings.append(Finding(status="absent", collector=source, subject=path, text=text, cure=cure))
         return findings
 
     def _named(self, key: str) -> Workload:
@@ -182,8 +186,8 @@ class Names:
         return f"{pod.namespace}/{pod.pod}", {"namespace": pod.namespace, "pod": pod.pod}, ""
 
     def _container(self, key: str, groups: Mapping[str, str], uid: str) -> _Named:
+        manager = self.match(key).rule.manager
         if "id" not in groups:
-            manager = self.match(key).rule.manager
             name = unescape(groups["name"]) if manager in ("systemd", "libvirt") else groups["name"]
             return name, {"container": name}, ""
         identifier = groups["id"]
@@ -195,7 +199,7 @@ class Names:
             owner = f"{pod.namespace}/{pod.pod}" if pod.pod else pod_uid
             fields = {"namespace": pod.namespace, "pod": pod.pod, "container": container}
             return f"{owner}/{container}", fields, ""
-        found = self._files.stored(identifier, uid) or self._files.docker(identifier, uid) or Container(short)
+        found = self._files.container(manager, identifier, uid) or Container(short)
         return found.name, {"container": found.name}, found.image
 
     def _slurm_job(self, key: str, groups: Mapping[str, str], uid: str) -> _Named:

@@ -347,6 +347,23 @@ def test_a_job_whose_processes_are_hidden_is_a_finding(machine: FakeTree) -> Non
     assert "ProtectProc=default" in finding.cure
 
 
+@pytest.mark.parametrize(
+    ("key", "folder", "purpose"),
+    [
+        (f"docker/{ID}", "var/lib/docker", "Docker's containers"),
+        (f"machine.slice/libpod-{ID}.scope", "var/lib/containers/storage", "Podman's"),
+        (f"kubepods/pod{UID}", "var/log/pods", "pods"),
+    ],
+)
+def test_files_of_managers_that_are_not_there_are_a_finding(
+    machine: FakeTree, key: str, folder: str, purpose: str
+) -> None:
+    (finding,) = [row for row in Names(machine.host).findings("cgroups", [key]) if row.status == "absent"]
+    assert finding.subject == str(machine.root / folder)
+    assert purpose in finding.text
+    assert "InaccessiblePaths=" in finding.cure
+
+
 def test_two_living_cgroups_of_one_name_stay_apart(machine: FakeTree) -> None:
     living = {"lxc/web", "default/web"}
     names = Names(machine.host, is_living=living.__contains__)
