@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary
-from joulewatch_exporter.emulator.signals import Sine, Square
+from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, GpuProcessSpec
+from joulewatch_exporter.emulator.signals import Constant, Sine, Square
+from joulewatch_exporter.model import Host
+from support.cgroups import make_cgroup2
 from support.commands import SLEEPER, joulewatch
 from support.nvml import A100, FIRST, H100, P100, SECOND, fault
 from support.require import require_program
@@ -32,6 +35,7 @@ TICK_S = 0.01
 ENERGY = "joulewatch_device_energy_joules_total"
 
 JOB = Square(low_watts=90.0, high_watts=330.0, period_s=1.7, duty=0.6)
+ZERO = Constant(0.0)
 RIPPLE = Sine(mean_watts=220.0, amplitude_watts=60.0, period_s=2.0)
 
 
@@ -47,18 +51,21 @@ class Moving:
 
 
 @contextmanager
-def moving(folder: Path, specs: Sequence[GpuSpec]) -> Iterator[Moving]:
+def moving(
+    folder: Path, specs: Sequence[GpuSpec], *, driver_version: str = "550.54.15", **attribution: Any
+) -> Iterator[Moving]:
     """Emulate GPUs, and write a configuration with which an exporter reads only these GPUs."""
     require_program("gcc", "gcc")
     (folder / "sys").mkdir(parents=True)
     (folder / "dev").mkdir()
-    library = NvmlLibrary(specs, folder)
+    library = NvmlLibrary(specs, folder, driver_version=driver_version)
     config = folder / "exporter.yaml"
     paths = {
         name: str(folder / directory) for name, directory in (("sysfs", "sys"), ("procfs", "proc"), ("dev", "dev"))
     }
     collectors = {"nvml": {"enabled": True, "library": str(library.path)}, "estimate": {"enabled": False}}
-    config.write_text(yaml.safe_dump({"exporter": {"path": paths}, "collectors": collectors}))
+    document = {"exporter": {"path": paths}, "collectors": collectors, "attribution": attribution}
+    config.write_text(yaml.safe_dump(document))
     start_ns, start_unix_s = time.monotonic_ns(), time.time()
     library.start_monotonic_ns = start_ns
     stop = threading.Event()
@@ -115,6 +122,51 @@ def test_energy_is_exact(tmp_path: Path, exporter_server: StartExporter) -> None
         done = joulewatch("check", f"--config.file={machine.config}", folder=tmp_path, module="joulewatch_exporter")
         assert done.code == 0, done.err
         assert "NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15" in " ".join(done.out.split())
+
+
+def test_workloads_share_a_gpu(tmp_path: Path, exporter_server: StartExporter) -> None:
+    """By their use: idle power aside, one has a third and the other two thirds, and no joule is lost."""
+    users = {11: "system.slice/train.service", 12: "system.slice/serve.service"}
+    processes = [GpuProcessSpec(pid=pid, utilisation=Constant(30.0 * (pid - 10))) for pid in users]
+    shared = replace(H100, load=GpuLoadSpec(processes=tuple(processes), accounting=False))
+    held = replace(A100, signal=Constant(60.0), load=GpuLoadSpec(processes=(replace(processes[0], utilisation=ZERO),)))
+    idle_watts = {FIRST: 60.0, SECOND: 60.0}
+    with moving(tmp_path / "machine", (shared, held), driver_version="595.10", idle_watts=idle_watts) as machine:
+        host = Host(sysfs=tmp_path / "machine/sys", procfs=tmp_path / "machine/proc")
+        make_cgroup2(host)
+        for pid, key in users.items():
+            (host.procfs / str(pid)).mkdir()
+            (host.procfs / str(pid) / "cgroup").write_text(f"0::/{key}\n")
+        exporter = exporter_server(f"--config.file={machine.config}")
+        name = "joulewatch_workload_energy_joules_total"
+
+        def joules(text: str, device: str) -> dict[str, float]:
+            """Return the counters of a device by workload or reason."""
+            pattern = rf'^joulewatch_(?:workload|unattributed)_energy_joules_total{{component="gpu",device="{device}",'
+            lines = re.findall(pattern + r'(?:kind="unit",workload|reason)="([^"]*)"} (\S+)$', text, re.MULTILINE)
+            return {label: float(value) for label, value in lines}
+
+        wait_until(lambda: Scrape(exporter.url).text.count(f"{name}{{") == 2, limit_s=20.0)
+        first = Scrape(exporter.url)
+        time.sleep(5.0)
+        last = Scrape(exporter.url)
+        for uuid, watts in ((FIRST, 240.0), (SECOND, 0.0)):
+            before, after = joules(first.text, uuid), joules(last.text, uuid)
+            rises = {label: after[label] - before.get(label, 0.0) for label in after}
+            used = last.samples(ENERGY)[f"{uuid}/total"] - first.samples(ENERGY)[f"{uuid}/total"]
+            assert sum(rises.values()) == pytest.approx(used, abs=1e-6)
+            active = used * watts / (watts + 60.0)
+            assert rises["idle"] == pytest.approx(used - active, rel=0.02)
+            if active:
+                assert rises["train.service"] == pytest.approx(active / 3, rel=0.03)
+                assert rises["serve.service"] == pytest.approx(active * 2 / 3, rel=0.03)
+        holds = re.findall(r'^joulewatch_gpu_held{device="([^"]*)",kind="unit",workload="([^"]*)"} 1', last.text, re.M)
+        assert sorted(holds) == [(FIRST, "serve.service"), (FIRST, "train.service"), (SECOND, "train.service")]
+        done = joulewatch("check", f"--config.file={machine.config}", folder=tmp_path, module="joulewatch_exporter")
+        text = " ".join(done.out.split())
+        assert "shared by utilisation samples; 2 processes" in text
+        assert "accounting mode is off" in text
+        assert "sudo nvidia-smi -am 1" in text
 
 
 def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_server: StartExporter) -> None:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,18 +104,20 @@ def check(
     as_json: bool,
 ) -> int:
     """Examine the host, print the report on stdout, and return the exit code."""
+
+    def usage() -> Sequence[Finding]:
+        folder = None if host.emulated else state_folder(os.environ)
+        measured = () if folder is None else load(folder)
+        return examine_usage(sources, host, config.attribution, measured, _failure) if sources else ()
+
     report = examine(
         families,
         host,
         config.collectors,
         primary=config.exporter.primary_node_sensor,
         calibrations=load_calibrations(config.exporter.calibration_files, host.nodename),
+        usage=usage,
     )
-    if sources:
-        folder = None if host.emulated else state_folder(os.environ)
-        measured = () if folder is None else load(folder)
-        usage = examine_usage(sources, host, config.attribution, measured, _failure)
-        report = dataclasses.replace(report, findings=(*report.findings, *usage))
     if as_json:
         print(json_text(dataclasses.asdict(report), indent=2))  # noqa: T201
     else:
@@ -131,10 +133,14 @@ def examine(
     *,
     primary: Mapping[str, str] | None = None,
     calibrations: Calibrations = NO_CALIBRATIONS,
+    usage: Callable[[], Sequence[Finding]] = tuple,
     reading_s: float = READING_S,
     counting_s: float = COUNTING_S,
 ) -> Report:
-    """Open all families, read their sensors two or three times, and close them."""
+    """Open all families, read their sensors two or three times, and close them.
+
+    ``usage`` returns the findings of the usage sources while the families are open: some read through a family.
+    """
     is_virtual = is_virtual_machine(host)
     counting_s *= VIRTUAL_COUNTING if is_virtual else 1
     findings: list[Finding] = []
@@ -163,6 +169,7 @@ def examine(
         ]
         findings += [_unmet(host, collector) for host, collector in sensors.unmet.items()]
         findings += _calibrations(opened, calibrations)
+        findings += usage()
     finally:
         for collector in opened:
             collector.close()
