@@ -14,6 +14,10 @@ BENCHMARKS = (
     "measure", "analysis_speed", "coverage", "compare_rates", "process_overhead", "runtime_overhead", "trace_cost",
     "stopping", "dependent_rounds", "gpu", "gpu_networks", "prediction", "sizing", "short_windows", "hostile_clients",
     "peers",
+    "exporter_cost", "edge_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "measure",
+    "analysis_speed", "coverage", "compare_rates", "process_overhead", "runtime_overhead", "trace_cost", "stopping",
+    "dependent_rounds", "gpu", "gpu_networks", "prediction", "sizing", "short_windows", "hostile_clients", "peers",
+    "llm_tokens",
 )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""A real llama.cpp server next to an emulated machine: joules per token against the truth of both."""
+"""Real servers: llama.cpp next to an emulated machine, its joules per token against the truth; Triton, if installed."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ import requests
 import yaml
 
 from joulewatch_exporter.emulator.truth import Truth
+from joulewatch_harness.analysis.sources.llm_servers import llm_servers
 from joulewatch_harness.cli import main
 from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes.kserve import network as kserve
 from joulewatch_harness.runtimes.openai import network as openai
 from support.llama_server import LlamaServer, Load
 from support.require import require_package
+from support.servers import Server, free_port
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -133,3 +137,36 @@ def test_the_openai_runtime_counts_what_a_real_server_counts(llama: LlamaServer)
 def counter(llama: LlamaServer) -> float:
     lines = requests.get(f"{llama.url}/metrics", timeout=10).text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{OUTPUT} "))
+
+
+def test_the_kserve_runtime_and_the_counters_of_a_real_triton(tmp_path: Path) -> None:
+    """Triton from nvidia-pytriton, which needs Debian's Python 3.11: its interpreter is in JOULEWATCH_PYTRITON."""
+    python = os.environ.get("JOULEWATCH_PYTRITON")
+    if not python:
+        pytest.skip("JOULEWATCH_PYTRITON names no Python with nvidia-pytriton (/usr/bin/python3 -m venv, 3.11)")
+    ports = [free_port() for _ in range(3)]
+    url, metrics = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics"
+    child = Path(__file__).parents[1] / "support" / "triton_child.py"
+    server = Server([python, str(child), *map(str, ports)], tmp_path, f"{url}/v2/models/matmul/ready")
+    server.start()
+    try:
+        network = kserve.open_network("matmul", "native", {"url": url, "reference": "none"})
+        network.load()
+        assert str(network.describe()["runtime_version"]).startswith("triton ")
+        network.prepare(4)
+        before = triton_counters(metrics)
+        phases = Phases()
+        network.run(5, phases)
+        network.close()
+        after = triton_counters(metrics)
+    finally:
+        server.stop()
+    assert set(phases.spans) == {"pack", "wait", "unpack"}
+    (requests_counter,) = llm_servers()["triton"].requests
+    assert after[requests_counter] - before[requests_counter] == 5
+    assert after["nv_inference_count"] - before["nv_inference_count"] == 5 * 4  # elements, not requests
+
+
+def triton_counters(url: str) -> dict[str, float]:
+    lines = [line for line in requests.get(url, timeout=10).text.splitlines() if line.startswith("nv_inference_")]
+    return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
