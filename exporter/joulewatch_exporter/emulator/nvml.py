@@ -28,7 +28,7 @@ from typing import Final
 
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.faults import GARBAGE, Fault, check_faults
-from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, pack_loads
+from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, GpuProcessSpec, pack_loads
 from joulewatch_exporter.emulator.signals import Signal
 from joulewatch_exporter.errors import ConfigError
 
@@ -247,6 +247,25 @@ class NvmlLibrary:
             elif not gpu.is_present(t_s) and address in self._listed:
                 shutil.rmtree(folder)
                 self._listed.remove(address)
+        for gpu in self._gpus:
+            for process in gpu.spec.load.processes:
+                if process.cgroup:
+                    self._show_process(process, t_s)
+
+    def _show_process(self, process: GpuProcessSpec, t_s: float) -> None:
+        """Show in procfs the cgroup of a process while it runs."""
+        folder = self._proc.parent.parent / str(process.pid)
+        if process.has_context(t_s) == folder.exists():
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+            return
+        # The hierarchy itself has no use of processors: only the paths of its cgroups are needed.
+        root = self._proc.parent.parent.parent / "sys/fs/cgroup"
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "cgroup.controllers").touch()
+        folder.mkdir()
+        (folder / "cgroup").write_text(f"0::/{process.cgroup}\n")
 
 
 class _Gpu:

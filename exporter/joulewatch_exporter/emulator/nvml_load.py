@@ -81,6 +81,8 @@ class GpuProcessSpec:
 
     pid: int
     """As the driver reports it; it need not exist."""
+    cgroup: str = ""
+    """Path of its cgroup, which the emulated procfs shows while it runs; empty: procfs does not show the process."""
     utilisation: Signal
     """Percent of the time in which its kernels run."""
     kind: Literal["compute", "graphics", "mps"] = "compute"
@@ -99,6 +101,8 @@ class GpuProcessSpec:
             ValueError: A value is invalid; the text begins with its key.
         """
         check_range("pid", self.pid, 1, 2**22)
+        if self.cgroup and (self.cgroup.startswith("/") or ".." in self.cgroup.split("/")):
+            raise ValueError(f"cgroup: {self.cgroup!r} must be like system.slice/train.service")
         check_range("memory_mib", self.memory_mib, 0.0)
         check_range("start_s", self.start_s, 0.0)
         if self.end_s is not None:

@@ -85,6 +85,17 @@ def test_processes_come_and_go(gpu: Gpu) -> None:
     assert gpu.pids() == [11]
 
 
+def test_procfs_shows_the_cgroup_of_a_process_while_it_runs(gpu: Gpu, gpu_machine: GpuMachine) -> None:
+    gpu.load(GpuLoadSpec(processes=(LONG, replace(SHORT, cgroup="system.slice/short.service"))))
+    shown = gpu_machine.host.procfs / "12/cgroup"
+    assert not shown.exists()
+    gpu.library.advance(3.0)
+    assert shown.read_text() == "0::/system.slice/short.service\n"
+    gpu.library.advance(4.0)
+    assert not shown.parent.exists()
+    assert not (gpu_machine.host.procfs / "11").exists()
+
+
 def test_samples_are_means_since_the_last_seen_one(gpu: Gpu) -> None:
     gpu.load(GpuLoadSpec(processes=(LONG, SHORT, WINDOW)))
     assert gpu.code("ProcessUtilization", 0) == NOT_FOUND
@@ -221,6 +232,7 @@ def test_a_scenario_describes_the_load() -> None:
     [
         ({"processes": [{"pid": 0, "utilisation": 1}]}, r"load\.processes\[0\]\.pid: must be 1 to"),
         ({"processes": [{"pid": 1, "utilisation": 1, "slice": 0}]}, r"load\.processes: there is no slice 0"),
+        ({"processes": [{"pid": 1, "utilisation": 1, "cgroup": "/a"}]}, r"load\.processes\[0\]\.cgroup: '/a' must be"),
         ({"slices": [14]}, r"gpus\[0\]\.load\.slices: needs mig: true"),
         ({"unsupported": ["fans"]}, r"load\.unsupported: 'fans' is not one of processes"),
         ({"conditions": {"throttled": {"heat": 1}}}, r"conditions\.throttled\.heat: is not one of power"),
