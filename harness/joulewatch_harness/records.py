@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import typing
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -168,6 +169,9 @@ class ExporterRecord:
     """Its start in Unix seconds on its own clock, which identifies it together with ``nodename``; None: unknown."""
 
 
+_TOGETHER: Final = re.compile(r"(.+?) \(with .+\)")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """A network with its runtime and precision: one line of the figure."""
@@ -194,6 +198,16 @@ class Configuration:
     """Requested queries per second of the scenario ``server``."""
     path: str = ""
     """What the plan names, if it is not ``network``: a model file with its folder, or ``file.py:object``."""
+
+    @property
+    def alone(self) -> str:
+        """The name of the same network on its own; empty unless this one ran at the same time as others."""
+        match = _TOGETHER.fullmatch(self.name)
+        return "" if match is None else match[1]
+
+    def with_others(self, others: Iterable[str]) -> Self:
+        """Return the same network at the same time as others: its results never mix with those on its own."""
+        return dataclasses.replace(self, name=f"{self.name} (with {' and '.join(others)})")
 
     @property
     def target(self) -> str:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from joulewatch_harness.analysis.reports import to_json, to_text
 from joulewatch_harness.analysis.results.model import RunResult
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.plan.parsing import make_plan
@@ -225,3 +227,35 @@ def test_a_quiet_machine_has_no_finding_in_ten_short_runs(machine: Machine) -> N
         assert {item.reason for item in result.findings}.isdisjoint({"other_load", "idle_busy"})
         total = result.groups[0].total
         assert total.net is not None and total.attributed is not None
+
+
+def test_networks_at_the_same_time_have_their_shares_and_their_sum_is_the_devices(machine: Machine) -> None:
+    result = measure(machine, "a", "b", window_s=0.4, idle_s=0.3, concurrent=True)
+    groups = {group.configuration.name: group for group in result.groups}
+    assert list(groups) == ["a", "b", "a (with b)", "b (with a)"]
+    first, second = groups["a (with b)"].total, groups["b (with a)"].total
+    assert len(first.shares) == len(second.shares) == 3
+    windows = {window.index: window for window in result.record.windows}
+    for one, other in zip(first.shares, second.shares, strict=True):
+        assert windows[one.window].start_edge == windows[other.window].start_edge, "one bracket"
+        own = one.parts["own"].joules + other.parts["own"].joules
+        rest = [one.parts[name].joules for name in ("others", "measuring", "system")]
+        assert math.fsum([own, *rest, one.idle_joules]) == pytest.approx(one.joules, rel=1e-9)
+        assert one.joules == other.joules
+        # Both compute all the time, so they have the same power: within the kernel's steps and its fairness.
+        assert one.parts["own"].joules == pytest.approx(other.parts["own"].joules, rel=0.5)
+    for total in (first, second):
+        assert total.gross is None and total.net is None and total.attributed is not None
+        assert "only its attributed energy is known" in total.missing
+    rows = {row.configuration: row for row in result.interference}
+    assert rows.keys() == {"a (with b)", "b (with a)"}
+    for row in rows.values():
+        # Each batch takes 2 ms of processor time, alone or not.
+        for energy in (row.energy_alone, row.energy_together):
+            assert energy is not None and energy.value == pytest.approx(0.002 * WATTS_PER_PROCESSOR, rel=0.25)
+        assert row.rate_percent is not None and row.energy_percent is not None
+    text = to_text.render_table(result, width=160)
+    assert "Interference: each network alone, and together" in text and "concurrent" in text
+    document = to_json.result_document(result)
+    jsonschema.validate(document, to_json.schema())
+    assert [row["alone"] for row in document["interference"]] == ["a", "b"]

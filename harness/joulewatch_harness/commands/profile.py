@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="built-in network (see 'joulewatch networks'), FILE.onnx, module:object or file.py:object; repeatable "
         f"(default: {DEFAULT_NETWORK})",
     )
+    what.add_argument(
+        "--concurrent",
+        nargs="*",
+        metavar="NETWORK",
+        help="measure these networks (or, without names, all of the plan) each alone and all at the same time",
+    )
     what.add_argument("--model", action="append", metavar="FILE.onnx", help="same as --network FILE.onnx")
     what.add_argument("--runtime", help=f"{', '.join(map(str, RUNTIMES.values()))} (default: onnxruntime)")
     what.add_argument(
@@ -214,6 +220,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "server_rate_per_s": args.server_rate,
         "isolate": args.isolate,
         "cpus": args.cpus,
+        "concurrent": None if args.concurrent is None else True,
         "phases": args.phases,
     }
     if args.rounds is not None or args.max_uncertainty is not None:
@@ -221,7 +228,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         for key in ("rounds", "max_relative_uncertainty", *(("max_run_s",) if args.rounds is not None else ())):
             data.pop(key, None)
     data |= {key: value for key, value in flags.items() if value is not None}
-    networks = [*(args.network or ()), *(args.model or ())]
+    networks = [*(args.network or ()), *(args.model or ()), *(args.concurrent or ())]
     options = network_options(args.option, args.threads)
     precisions = None if args.precision is None else [item.strip() for item in args.precision.split(",")]
     if networks or precisions or args.runtime is not None:
@@ -229,7 +236,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
             {
                 "network": network,
                 "runtime": args.runtime or default_runtime(network),
-                **_precisions_of(network, precisions),
+                **_precisions_of(network, precisions, one=args.concurrent is not None),
             }
             for network in networks or [DEFAULT_NETWORK]
         ]
@@ -271,10 +278,10 @@ def _with_threads(plan: Plan, where: str) -> Plan:
     )
 
 
-def _precisions_of(network: str, precisions: Sequence[str] | None) -> dict[str, list[str]]:
+def _precisions_of(network: str, precisions: Sequence[str] | None, *, one: bool = False) -> dict[str, list[str]]:
     if precisions is not None:
         return {"precision": list(precisions)}
-    return {"precision": list(DEFAULT_PRECISIONS)} if network == DEFAULT_NETWORK else {}
+    return {"precision": list(DEFAULT_PRECISIONS[: 1 if one else None])} if network == DEFAULT_NETWORK else {}
 
 
 def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEnd, DeliveryReport]:

@@ -65,6 +65,8 @@ def window_samples(window: Window) -> list[Sample]:
         usages = {"busy": used.busy_s, "own": used.own_s, "services": used.services_s, "system": used.system_s}
         if window.configuration in used.networks_s:
             usages["network"] = used.networks_s[window.configuration]
+        if len(used.networks_s) > 1:
+            usages["concurrent"] = sum(used.networks_s.values()) - usages["network"]
         for usage, seconds in usages.items():
             samples.append(sample(catalog.WINDOW_PROCESSOR_SECONDS, {**labels, "usage": usage}, at_ms, seconds))
         samples.append(sample(catalog.WINDOW_PROCESSORS, labels, at_ms, used.processors))

@@ -119,6 +119,7 @@ class _PlanFile(PlanKeys):
     configurations: tuple[Annotated[_ConfigurationKeys, short_for("network")], ...] | None = None
     isolate: bool | None = None
     """Default: true if there are several configurations, or processors are given."""
+    concurrent: bool = False
     cpus: Annotated[str, Parse(_normalized_cpus)] = ""
     scenario: Texts = ()
     server_rate_per_s: Rate | None = None
@@ -165,11 +166,17 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
     elif data.get("max_relative_uncertainty") is not None:
         values["rounds"] = None
     isolate = len(configurations) > 1 or bool(file.cpus) if file.isolate is None else file.isolate
+    for item in configurations:
+        if item.alone:
+            raise ConfigError(
+                f"{where}: the name {item.name!r} is that of a network that runs at the same time as others"
+            )
     try:
         return Plan(
             **values,
             configurations=configurations,
             isolate=isolate,
+            concurrent=file.concurrent,
             default_batch_sizes=data.get("batch_sizes") is None,
         )
     except ConfigError as error:

@@ -182,6 +182,8 @@ class Plan(PlanKeys):
     configurations: tuple[Configuration, ...]
     isolate: bool = False
     """Run each configuration in a separate process."""
+    concurrent: bool = False
+    """Also measure all configurations at the same time."""
     default_batch_sizes: bool = False
     """Whether the batch sizes are the preset's, so that a network with a fixed batch axis may replace them."""
 
@@ -200,15 +202,29 @@ class Plan(PlanKeys):
             raise ConfigError(f"max_warmup_s is {self.max_warmup_s:g}, less than warmup_s, {self.warmup_s:g}")
         if self.cpus and not self.isolate:
             raise ConfigError("cpus requires isolate: true, because it applies to the processes of the networks")
+        if self.concurrent:
+            self._check_concurrent()
         names = [configuration.name for configuration in self.configurations]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two configurations have the name {name!r}: give each a different name")
 
+    def _check_concurrent(self) -> None:
+        if len(self.configurations) < 2:
+            raise ConfigError("concurrent needs at least two configurations")
+        if not self.isolate:
+            raise ConfigError("concurrent requires isolate: true, because each network needs its own process")
+        for item in self.configurations:
+            if item.scenario == "server":
+                raise ConfigError(f"concurrent: {item.name} has the scenario server; use offline or single_stream")
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the plan for the journal: JSON values, including every default."""
         values: dict[str, Any] = encode(self)
         del values["default_batch_sizes"]
+        if not self.concurrent:
+            # The fingerprint of a plan without it stays that of earlier versions.
+            del values["concurrent"]
         if not self.sources:
             del values["sources"]  # so that the fingerprint of a plan without them stays the same
         values["configurations"] = [

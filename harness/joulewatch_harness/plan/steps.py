@@ -6,6 +6,7 @@ their steps depend on the results: ``Rounds`` gives one step at a time, and the 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ class MeasureStep:
     window_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConcurrentStep(MeasureStep):
+    """One window of several configurations at the same time; ``configuration`` is their names."""
+
+    configurations: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseStep:
     """Record the phases of one configuration at one batch size, and the cost of recording, outside energy windows."""
@@ -101,6 +109,8 @@ class RoundsCell:
 
     configuration: str
     batch_size: int
+    configurations: tuple[str, ...] = ()
+    """Those that run at the same time; empty: one on its own."""
     joules: list[float | None] = field(default_factory=list)
     """Gross energy per inference; None: not known from the edges."""
     seconds: list[float] = field(default_factory=list)
@@ -135,11 +145,16 @@ class Rounds:
         self._limit_s = limit_s
         self._spent_s = 0.0
         self._estimated_s = 0.0
-        names = (item.name for item in plan.configurations)
+        names = [item.name for item in plan.configurations]
         self.cells = {
             (name, batch_size): RoundsCell(configuration=name, batch_size=batch_size)
             for name, batch_size in itertools.product(names, plan.batch_sizes)
         }
+        if plan.concurrent:
+            together = " + ".join(names)
+            for size in plan.batch_sizes:
+                cell = RoundsCell(configuration=together, batch_size=size, configurations=tuple(names))
+                self.cells[together, size] = cell
         self._unreported: list[RoundsCell] = []
 
     def __iter__(self) -> Iterator[MeasureStep]:
@@ -212,9 +227,12 @@ class Rounds:
         ]
 
     def _step(self, cell: RoundsCell, number: int) -> MeasureStep:
-        return MeasureStep(
+        step = MeasureStep(
             configuration=cell.configuration, batch_size=cell.batch_size, repeat=number, window_s=self._window_s
         )
+        if not cell.configurations:
+            return step
+        return ConcurrentStep(**dataclasses.asdict(step), configurations=cell.configurations)
 
     def _end_complete(self, rounds: int) -> None:
         """End the cells that are complete after a number of rounds."""

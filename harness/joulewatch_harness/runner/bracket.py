@@ -27,7 +27,7 @@ If the work raises an exception, nothing more is read: there is no window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 from joulewatch_harness.clocktime import Clock
@@ -83,7 +83,7 @@ class Bracket:
         clock: The harness's clocks.
         edges: Reads the energy counters; None for a window whose energy is not evaluated.
         processors: Reads the processor times; None: they stay unknown.
-        networks: The configurations that are measured in the window.
+        networks: The configurations that are measured in the window, and their names in it.
         settle: Called once before the start: waits for earlier work that is not to be part of the window.
     """
 
@@ -92,7 +92,7 @@ class Bracket:
         clock: Clock,
         edges: EdgeSource | WaitingSource | None = None,
         processors: ProcessorSource | None = None,
-        networks: Sequence[str] = (),
+        networks: Mapping[str, str] | None = None,
         settle: Callable[[], None] | None = None,
     ) -> None:
         self._clock = clock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from joulewatch_harness.clocktime import Clock
@@ -33,7 +33,7 @@ class RunContext:
     sensors: Sequence[SensorRecord] = ()
     """The energy sensors of the exporters that ``edges`` reads."""
 
-    def bracket(self, *networks: str) -> Bracket:
+    def bracket(self, networks: Mapping[str, str] | None = None) -> Bracket:
         """Return a bracket that reads the energy counters, and counts the time of the networks that are measured."""
         return Bracket(self.clock, self.edges, self.processors, networks)
 

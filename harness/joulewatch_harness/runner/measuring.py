@@ -53,7 +53,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
     busy_before_s = processor_use.read_s(except_for=cell.name)
     # Every window has its own arrivals; the same plan has the same arrivals again.
     driver.begin(f"{plan.seed}/{cell.name}/{cell.batch_size}/{step.repeat}")
-    with context.bracket(cell.name) as bracket:
+    with context.bracket({cell.name: cell.name}) as bracket:
         span = run_span(
             context,
             cell,

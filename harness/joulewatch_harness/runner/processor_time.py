@@ -216,12 +216,15 @@ def process_time_s(pid: int) -> float | None:
 
 
 def used_between(
-    start: ProcessorReading | None, end: ProcessorReading | None, duration_s: float, networks: Collection[str] = ()
+    start: ProcessorReading | None,
+    end: ProcessorReading | None,
+    duration_s: float,
+    networks: Mapping[str, str] | None = None,
 ) -> ProcessorTime | None:
     """Return the processor time of a window from the readings around it, which are some milliseconds further apart.
 
     The times between the readings are scaled to the length of the window. ``networks`` are the configurations that
-    were measured in it.
+    were measured in it, as the reading and as the window name them.
 
     Returns:
         None if a reading is missing, the kernel does not count, or a processor was switched on or off.
@@ -242,8 +245,8 @@ def used_between(
         own_s=used_s(start.own_s, end.own_s),
         processors=start.processors,
         networks_s={
-            name: used_s(start.networks_s[name], end.networks_s[name])
-            for name in networks
+            shown: used_s(start.networks_s[name], end.networks_s[name])
+            for name, shown in (networks or {}).items()
             if name in start.networks_s and name in end.networks_s
         },
         services_s=used_s(start.services_s, end.services_s),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, Unpack
 
 from joulewatch_harness.clocktime import Clock, is_step
@@ -105,6 +107,16 @@ class RunLog:
         window = bracket.window(run=self._run, index=self._next_index, kind=kind, **contents)
         self.add(window)
         return window
+
+    def windows(self, bracket: Bracket, kind: WindowKind, contents: Sequence[WindowContents]) -> list[Window]:
+        """Write one window for each configuration that was measured in one bracket."""
+        first = bracket.window(run=self._run, index=self._next_index, kind=kind)
+        windows = []
+        for content in contents:
+            inferences = content["batches"] * content["batch_size"]
+            windows.append(replace(first, index=self._next_index, inferences=inferences, **content))
+            self.add(windows[-1])
+        return windows
 
     def add(self, window: Window) -> None:
         """Write a window, and notes about the clock and the exporters."""

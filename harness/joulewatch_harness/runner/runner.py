@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.errors import ConfigError, NetworkError, RecordError, UnsupportedBatchError, describe
 from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import Plan
-from joulewatch_harness.plan.steps import IdleStep, LoadStep, MeasureStep, PhaseStep, Steps
+from joulewatch_harness.plan.steps import ConcurrentStep, IdleStep, LoadStep, MeasureStep, PhaseStep, Steps
 from joulewatch_harness.plan.target import ROUNDS_ENDED
 from joulewatch_harness.records import Configuration, RunEnd, RunStatus, SensorRecord
 from joulewatch_harness.runner.bracket import EdgeSource
@@ -31,6 +32,7 @@ from joulewatch_harness.runner.processor_use import ProcessorUse
 from joulewatch_harness.runner.run_log import Delivering, LineSink, LineWriter, Reporter, RunLog
 from joulewatch_harness.runner.setup import load_network, prepare
 from joulewatch_harness.runner.stopping import RunStopped, StopRequest
+from joulewatch_harness.runner.together import measure_together
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,9 @@ class Runner:
                 raise
             except Exception as error:
                 context.log.note(reason_code(error), f"{name} could not be loaded: {describe(error)}", name)
+        if context.plan.concurrent and len(self._loaded) == len(self._networks):
+            for together in self._together():
+                context.log.configuration(together)
         context.reporter.done(step, f"{len(self._loaded)} of {len(self._networks)} networks loaded")
 
     def _measure(self, step: MeasureStep) -> None:
@@ -203,6 +208,41 @@ class Runner:
 
         self._with_cell(step, text, work)
 
+    def _measure_together(self, step: ConcurrentStep) -> None:
+        context = self._context
+        text = f"{step.configuration} batch {step.batch_size} round {step.repeat + 1}"
+        loaded = [self._loaded[name] for name in step.configurations if name in self._loaded]
+        cells = [self._cell(one, step.batch_size) for one in loaded]
+        if len(cells) < len(step.configurations) or any(cell.failed for cell in cells):
+            self._drop(step)
+            context.reporter.done(step, f"{text}: skipped")
+            return
+        context.reporter.begin(step, text)
+        try:
+            for cell in cells:
+                prepare(context, cell)
+            begin_ns = context.clock.monotonic_ns()
+            windows = measure_together(context, cells, step)
+        except (RunStopped, RecordError):
+            raise
+        except Exception as error:
+            # Each network on its own is measured on.
+            self._drop(step)
+            reason = f"{step.configuration} batch {step.batch_size} excluded: {describe(error)}"
+            context.log.note(reason_code(error), reason, step.configuration, step.batch_size)
+            context.reporter.done(step, f"{text}: excluded")
+            return
+        self._measured += len(windows)
+        inferences = max(sum(window.inferences for window in windows), 1)
+        self._steps.rounds.record(
+            step,
+            joules=joules_per_inference(replace(windows[0], inferences=inferences)),
+            seconds=windows[0].duration_s / inferences,
+            spent_s=(context.clock.monotonic_ns() - begin_ns) * 1e-9,
+        )
+        rates = ", ".join(f"{window.inferences / window.duration_s:,.0f}" for window in windows)
+        context.reporter.done(step, f"{text}: {rates} inferences/s")
+
     def _measure_phases(self, step: PhaseStep) -> None:
         text = f"{step.configuration} batch {step.batch_size} phases"
         self._with_cell(step, text, lambda cell: f"recording changes throughput by {phase_pass(self._context, cell)}")
@@ -213,8 +253,7 @@ class Runner:
         loaded = self._loaded.get(step.configuration)
         cell = None
         if loaded is not None:
-            key = (step.configuration, step.batch_size)
-            cell = self._cells.setdefault(key, Cell(loaded=loaded, batch_size=step.batch_size))
+            cell = self._cell(loaded, step.batch_size)
         if cell is None or cell.failed:
             self._drop(step)
             context.reporter.done(step, f"{text}: skipped")
@@ -231,19 +270,30 @@ class Runner:
             result = "excluded"
         context.reporter.done(step, f"{text}: {result}")
 
+    def _cell(self, loaded: LoadedNetwork, batch_size: int) -> Cell:
+        return self._cells.setdefault((loaded.name, batch_size), Cell(loaded=loaded, batch_size=batch_size))
+
     def _drop(self, step: MeasureStep | PhaseStep) -> None:
         if isinstance(step, MeasureStep):
             self._steps.rounds.drop(step)
 
     def _note_ended_rounds(self) -> None:
         for cell in self._steps.rounds.take_ended():
-            self._context.log.note(ROUNDS_ENDED, cell.ending, cell.configuration, cell.batch_size, show=False)
+            names = [one.name for one in self._together()] if cell.configurations else [cell.configuration]
+            for name in names:
+                self._context.log.note(ROUNDS_ENDED, cell.ending, name, cell.batch_size, show=False)
+
+    def _together(self) -> list[Configuration]:
+        """Return the loaded configurations as they are called at the same time."""
+        items = [one.configuration for one in self._loaded.values()]
+        return [item.with_others(other.name for other in items if other is not item) for item in items]
 
 
 HANDLERS: Final[Mapping[type[Any], Callable[[Runner, Any], None]]] = {
     IdleStep: Runner._idle,
     LoadStep: Runner._load,
     MeasureStep: Runner._measure,
+    ConcurrentStep: Runner._measure_together,
     PhaseStep: Runner._measure_phases,
 }
 

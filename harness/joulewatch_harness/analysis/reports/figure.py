@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,8 @@ def make_figure(result: RunResult, *, net: bool = False) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # The energy of the devices is that of all networks that ran at the same time: it is no point of one of them.
+    result = replace(result, groups=tuple(group for group in result.groups if not group.configuration.alone))
     with mpl.rc_context(STYLE):
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
         with_phases = [name for name in names if _groups_with_phases(result, name)]

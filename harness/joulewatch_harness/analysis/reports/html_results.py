@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from joulewatch_harness.analysis.reports import html_charts as charts
-from joulewatch_harness.analysis.reports import to_text
+from joulewatch_harness.analysis.reports import to_text, whose_text
 from joulewatch_harness.analysis.reports.html_figure import energy_cell
 from joulewatch_harness.analysis.reports.html_markup import Markup, join, tag
 from joulewatch_harness.analysis.reports.html_parts import (
@@ -50,7 +50,7 @@ def results_section(result: RunResult, unit: Unit) -> Markup:
         return None if value is None else plain(value.value, value.expanded or 0.0)
 
     attributed: list[Column[GroupResult]] = []
-    if to_text.has_attributed(result):
+    if whose_text.has_attributed(result):
         attributed = [Column("attributed", lambda group: unit.text(group.total.attributed))]
     # The most important columns first: a phone shows about four.
     columns: list[Column[GroupResult]] = [
@@ -72,13 +72,19 @@ def results_section(result: RunResult, unit: Unit) -> Markup:
     parts = [make_table(caption, columns, result.groups, heading)]
     if UNKNOWN_ACCURACY in parts[0]:
         parts.append(tag("p", f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.", class_="notes"))
-    notes = [*to_text.single_round_lines(result), *to_text.idle_lines(result), *to_text.attributed_lines(result)]
+    notes = [*to_text.single_round_lines(result), *to_text.idle_lines(result), *whose_text.attributed_lines(result)]
     notes += [*to_text.rounds_lines(result)]
     parts.append(make_notes([*notes, *to_text.setup_lines(result), *to_text.missing_lines(result)]))
     shared = [group for group in result.groups if group.total.shares]
     if shared:
         caption = f"Whose energy, {unit.name} per inference (measuring: harness, exporters, Prometheus; system: kernel)"
-        parts.append(make_table(caption, to_text.shares_columns(shared, unit.scale), shared, heading))
+        parts.append(make_table(caption, whose_text.shares_columns(shared, unit.scale), shared, heading))
+    if result.interference:
+        caption = (
+            f"Interference: each network alone, and together with the others (attributed {unit.name} per inference)"
+        )
+        columns_of = whose_text.interference_columns(unit.scale)
+        parts.append(make_table(caption, columns_of, result.interference, lambda row: row.configuration))
     parts += _counts(result)
     if others:
         caption = f"Whole servers and parts of devices, {unit.name} per inference (never added to the total)"

@@ -15,6 +15,7 @@ from joulewatch_harness.analysis.results.model import (
     Estimate,
     GroupResult,
     IdlePower,
+    Interference,
     RunResult,
     SetupEnergy,
     SetupResult,
@@ -61,6 +62,7 @@ def result_document(result: RunResult) -> dict[str, Any]:
         "sensors": [encode(sensor) for sensor in result.sensors],
         "idle": {name: _idle_document(power) for name, power in result.idle.items()},
         "results": [_group_document(group) for group in result.groups],
+        "interference": [_interference_document(one) for one in result.interference],
         "setup": {
             name: [_setup_document(setup) for setup in result.setups if setup.configuration == name]
             for name in dict.fromkeys(setup.configuration for setup in result.setups)
@@ -177,6 +179,20 @@ def energy_document(energy: EnergyResult) -> dict[str, Any]:
         "sources": list(energy.sources),
         "windows": list(energy.windows),
         "sensors": [str(sensor) for sensor in energy.sensors],
+    }
+
+
+def _interference_document(one: Interference) -> dict[str, Any]:
+    return {
+        "configuration": one.configuration,
+        "alone": one.alone,
+        "batch_size": one.batch_size,
+        "energy_alone": estimate_document(one.energy_alone, "J"),
+        "energy_together": estimate_document(one.energy_together, "J"),
+        "energy_percent": estimate_document(one.energy_percent, "%"),
+        "throughput_alone": estimate_document(one.rate_alone, "1/s"),
+        "throughput_together": estimate_document(one.rate_together, "1/s"),
+        "throughput_percent": estimate_document(one.rate_percent, "%"),
     }
 
 

@@ -6,13 +6,20 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
-from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, paragraph, paragraphs
+from joulewatch_harness.analysis.reports.whose_text import (
+    attributed_lines,
+    estimate_cell,
+    four_digits,
+    has_attributed,
+    interference_lines,
+    rate_cell,
+    shares_lines,
+)
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import (
     TOTAL,
     BudgetLine,
-    Consumer,
     CountResult,
     EnergyResult,
     Estimate,
@@ -31,7 +38,6 @@ from joulewatch_harness.analysis.results.numbers import (
     warning_line,
 )
 from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
-from joulewatch_harness.analysis.results.whose import joined
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import SensorRecord
@@ -83,7 +89,8 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
         ],
         width,
     )
-    lines += _shares_lines(result, scale, unit, width)
+    lines += shares_lines(result, scale, unit, width)
+    lines += interference_lines(result, scale, unit, width)
     lines += _count_lines(result, width)
     lines += _phase_lines(result, width)
     lines += _node_and_part_lines(result, scale, unit, width)
@@ -105,7 +112,7 @@ def _configuration(group: GroupResult) -> str:
 
 
 def _missing_cell(result: EnergyResult) -> str:
-    return "missing" if result.missing else "-"
+    return "missing" if result.missing and result.attributed is None else "-"
 
 
 def _energy_cell(result: EnergyResult | None, scale: float) -> str | None:
@@ -122,14 +129,6 @@ def rounds_cell(group: GroupResult) -> str:
     return str(used) if used == group.measured_rounds else f"{used}/{group.measured_rounds}"
 
 
-def _estimate_cell(estimate: Estimate | None, scale: float) -> str | None:
-    return None if estimate is None else energy_text(estimate, scale)
-
-
-def _rate_cell(estimate: Estimate | None) -> str | None:
-    return None if estimate is None else _four_digits(estimate.value)
-
-
 def _per_joule_cell(estimate: Estimate | None) -> str | None:
     return None if estimate is None else plain(estimate.value, estimate.expanded or 0.0)
 
@@ -140,10 +139,6 @@ def milliseconds_cell(group: GroupResult) -> str | None:
     p50, p99 = group.latency.p50_s * 1e3, group.latency.p99_s * 1e3
     digits = 0 if p99 >= 100 else (1 if p99 >= 10 else 2)
     return f"{p50:.{digits}f}/{p99:.{digits}f}"
-
-
-def _four_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _percent_cell(share: float | None) -> str | None:
@@ -169,15 +164,15 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
 
     attributed_columns: list[Column[GroupResult]] = []
     if has_attributed(result):
-        attributed_columns = [Column("attributed", lambda group: _estimate_cell(group.total.attributed, scale))]
+        attributed_columns = [Column("attributed", lambda group: estimate_cell(group.total.attributed, scale))]
     columns: list[Column[GroupResult]] = [
         Column("batch", lambda group: group.batch_size),
         Column("rounds", rounds_cell),
-        Column("inf/s", lambda group: _rate_cell(group.throughput)),
+        Column("inf/s", lambda group: rate_cell(group.throughput)),
         Column("p50/p99 ms", milliseconds_cell),
         *map(component, components),
-        Column("total", lambda group: _estimate_cell(group.total.gross, scale) or _missing_cell(group.total)),
-        Column("net", lambda group: _estimate_cell(group.total.net, scale)),
+        Column("total", lambda group: estimate_cell(group.total.gross, scale) or _missing_cell(group.total)),
+        Column("net", lambda group: estimate_cell(group.total.net, scale)),
         *attributed_columns,
         Column("inf/J", lambda group: _per_joule_cell(group.total.inferences_per_joule), priority=1),
     ]
@@ -218,66 +213,6 @@ def idle_lines(result: RunResult) -> list[str]:
         text += f" Each configuration uses its own idle windows: {'; '.join(sorted(own))}."
     withheld = sorted({group.total.net_missing for group in result.groups if group.total.net_missing})
     return [text, *(f"net is withheld, because {reason}." for reason in withheld)]
-
-
-def has_attributed(result: RunResult) -> bool:
-    """Return whether a result has an attributed energy."""
-    return any(group.total.attributed is not None for group in result.groups)
-
-
-def attributed_lines(result: RunResult) -> list[str]:
-    """Return what attributed energy is, or why there is none."""
-    lines = []
-    if has_attributed(result):
-        lines.append(
-            "attributed: the part of net that the network's processes used, shared by processor time (a GPU or FPGA: "
-            f"all of it); ± contains the error if programs differ by a factor of {DEFAULT_RATIO:g} in watts per "
-            "processor."
-        )
-    reasons = sorted({group.total.attributed_missing for group in result.groups if group.total.attributed_missing})
-    return [*lines, *(f"attributed: no number, because {reason}." for reason in reasons)]
-
-
-_CONSUMERS: Final[tuple[tuple[Consumer, str], ...]] = (
-    ("own", "own"),
-    ("concurrent", "concurrent"),
-    ("others", "others"),
-    ("measuring", "measuring"),
-    ("system", "system"),
-)
-
-
-def shares_columns(groups: Sequence[GroupResult], scale: float) -> list[Column[GroupResult]]:
-    """Return the columns of whose energy it was, per inference; they add up to the last one."""
-    sums = {id(group): joined(group.total.shares) for group in groups}
-
-    def consumer(name: Consumer) -> Column[GroupResult]:
-        def cell(group: GroupResult) -> str:
-            part = sums[id(group)].parts[name]
-            each = scale / group.inferences
-            text = _four_digits(part.joules * each)
-            if name in ("measuring", "system"):
-                return text
-            return f"{text} ({_four_digits(part.low_joules * each)} to {_four_digits(part.high_joules * each)})"
-
-        return Column(dict(_CONSUMERS)[name], cell, priority=int(name in ("own", "others")))
-
-    def whole(name: str) -> Column[GroupResult]:
-        key = "joules" if name == "devices" else "idle_joules"
-        return Column(name, lambda group: _four_digits(getattr(sums[id(group)], key) * scale / group.inferences))
-
-    has_concurrent = any(one.parts["concurrent"].joules for one in sums.values())
-    names = [name for name, _ in _CONSUMERS if has_concurrent or name != "concurrent"]
-    return [Column("batch", lambda group: group.batch_size), *map(consumer, names), whole("idle"), whole("devices")]
-
-
-def _shares_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
-    """Return whose energy it was, for the groups with an attributed energy."""
-    groups = [group for group in result.groups if group.total.shares]
-    if not groups:
-        return []
-    heading = f"Whose energy, {unit} per inference (measuring: harness, exporters, Prometheus; system: the kernel)"
-    return ["", *paragraph(heading, width), *Table(shares_columns(groups, scale), groups, _configuration).lines(width)]
 
 
 def rounds_lines(result: RunResult) -> list[str]:
@@ -345,7 +280,7 @@ def setup_lines(result: RunResult) -> list[str]:
     for setup in result.setups:
         if setup.window is not None:
             name = setup.phase if setup.phase == "load" else f"batch {setup.batch_size} {setup.phase}"
-            text = f"{name} {_four_digits(setup.duration_s)} s, {_setup_joules(setup)}"
+            text = f"{name} {four_digits(setup.duration_s)} s, {_setup_joules(setup)}"
             spans.setdefault(setup.configuration, []).append(text)
     return [f"Setup, excluded from the results above: {name} {'; '.join(texts)}" for name, texts in spans.items()]
 
@@ -380,11 +315,11 @@ def _count_lines(result: RunResult, width: int) -> list[str]:
 def count_columns(scale: float) -> list[Column[tuple[GroupResult, CountResult]]]:
     return [
         Column("batch", lambda row: row[0].batch_size),
-        Column("per inf", lambda row: _four_digits(row[1].per_inference)),
-        Column("per s", lambda row: _rate_cell(row[1].rate)),
-        Column("total", lambda row: _estimate_cell(row[1].gross, scale) or "missing"),
-        Column("net", lambda row: _estimate_cell(row[1].net, scale)),
-        Column("attributed", lambda row: _estimate_cell(row[1].attributed, scale)),
+        Column("per inf", lambda row: four_digits(row[1].per_inference)),
+        Column("per s", lambda row: rate_cell(row[1].rate)),
+        Column("total", lambda row: estimate_cell(row[1].gross, scale) or "missing"),
+        Column("net", lambda row: estimate_cell(row[1].net, scale)),
+        Column("attributed", lambda row: estimate_cell(row[1].attributed, scale)),
     ]
 
 
@@ -430,7 +365,7 @@ def phase_energy_columns(rows: Sequence[PhaseEnergyRow], scale: float) -> list[C
     def phase(wanted: str, priority: int) -> Column[PhaseEnergyRow]:
         def cell(row: PhaseEnergyRow) -> str | None:
             found = next((phase for phase in row[0].phases if phase.name == wanted), None)
-            return None if found is None else _estimate_cell(found.energies.get(row[1]), scale) or "n.r."
+            return None if found is None else estimate_cell(found.energies.get(row[1]), scale) or "n.r."
 
         return Column(wanted, cell, priority=priority)
 
@@ -441,7 +376,7 @@ def phase_energy_columns(rows: Sequence[PhaseEnergyRow], scale: float) -> list[C
     ]
     columns += [phase(name, priority) for priority, name in enumerate(names)]
     if any(name in group.unresolved_phases for group, name in rows):
-        columns.append(Column("rest", lambda row: _estimate_cell(row[0].unresolved_phases.get(row[1]), scale)))
+        columns.append(Column("rest", lambda row: estimate_cell(row[0].unresolved_phases.get(row[1]), scale)))
     return columns
 
 
@@ -528,7 +463,7 @@ def missing_lines(result: RunResult) -> list[str]:
         f"{group.configuration.name}, batch {group.batch_size}: {component.name} is missing: {component.missing}"
         for group in result.groups
         for component in group.components
-        if component.missing
+        if component.missing and component.attributed is None
     ]
     return ["", *lines] if lines else []
 

@@ -280,6 +280,25 @@ class GroupResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interference:
+    """One network at one batch size: on its own, and at the same time as others."""
+
+    configuration: str
+    """As it is called at the same time as others."""
+    alone: str
+    batch_size: int
+    energy_alone: Estimate | None
+    """Attributed joules per inference; None: not known."""
+    energy_together: Estimate | None
+    energy_percent: Estimate | None
+    """Change of the energy in percent of that alone."""
+    rate_alone: Estimate | None
+    """Inferences per second."""
+    rate_together: Estimate | None
+    rate_percent: Estimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """An analyzed run."""
 
@@ -293,6 +312,8 @@ class RunResult:
     findings: tuple[Finding, ...] = ()
     setups: tuple[SetupResult, ...] = ()
     """Setup results of each configuration, loading first."""
+    interference: tuple[Interference, ...] = ()
+    """Of the networks that were measured at the same time."""
     powers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Window -> component -> mean power in watts, where every device sensor of the component has an energy."""
 

@@ -32,6 +32,7 @@ from joulewatch_harness.analysis.results.audit.run import audit_record, audit_ru
 from joulewatch_harness.analysis.results.audit.windows import audit_windows
 from joulewatch_harness.analysis.results.averages import Rounds, covers_of, latency_summary, mean_rate, per_inference
 from joulewatch_harness.analysis.results.idle import mean_idle_power
+from joulewatch_harness.analysis.results.interference import interferences
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
     TOTAL,
@@ -126,6 +127,7 @@ def analyze_run(
         findings=tuple(findings),
         setups=analysis.setups(),
         powers=analysis.powers(),
+        interference=tuple(interferences(groups)),
     )
 
 
@@ -403,6 +405,19 @@ class _Analysis:
         idle = self.idle_power(sensors, configuration)
         withheld = self.idle_problem(idle, sensors)
         shares = self.shares(sensors, [measured for measured, _ in complete], configuration)
+        of_configuration = self.configurations.get(configuration)
+        if of_configuration is not None and of_configuration.alone:
+            # The energy of the devices is that of all networks, per inference of one of them it would mislead.
+            return replace(
+                result,
+                idle=idle,
+                missing="other networks ran at the same time, so only its attributed energy is known",
+                attributed=None if isinstance(shares, str) else self.attributed(complete, idle, shares),
+                attributed_missing=shares if isinstance(shares, str) else "",
+                shares=() if isinstance(shares, str) else shares,
+                windows=tuple(measured.window.index for measured, _ in complete),
+                sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
+            )
         return replace(
             result,
             gross=per_inference(complete, None, coverage=self.coverage),

@@ -282,11 +282,12 @@ def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples
     if processors is None or not used.keys() >= {"busy", "own"}:
         return None
     configuration, *_ = key
+    names = {configuration: "network", "the concurrent networks": "concurrent"}
     return ProcessorTime(
         busy_s=used["busy"],
         own_s=used["own"],
         processors=round(processors),
-        networks_s={configuration: used["network"]} if "network" in used else {},
+        networks_s={name: used[usage] for name, usage in names.items() if usage in used},
         services_s=used.get("services", 0.0),
         system_s=used.get("system", 0.0),
     )
