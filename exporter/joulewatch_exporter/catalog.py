@@ -467,7 +467,8 @@ WINDOW_PROCESSOR_SECONDS: Final = _harness(
     (*WINDOW_LABELS, "usage"),
     "Processor time used on the harness's machine during the window, summed over all processors. usage: busy (by "
     "everything), own (by the run itself), network (by the measured network, part of own), services (by an exporter "
-    "and a Prometheus that the run uses) or system (by the kernel); one sample per window, at its end.",
+    "and a Prometheus that the run uses), system (by the kernel) or concurrent (by networks measured "
+    "at the same time); one sample per window, at its end.",
 )
 WINDOW_PROCESSORS: Final = _harness(
     "joulewatch_window_processors",
