@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import whose
 from grafana_foundation_sdk.builders import dashboard
 from kit import (
     DEVICES_COLOUR,
@@ -54,6 +55,7 @@ def fleet() -> dashboard.Dashboard:
         "Now, and the last 24 hours": overview_row(),
         "Power": power_row(),
         "Servers": servers_row(),
+        whose.TITLE: whose.fleet_row(CLUSTER),
         "Energy and cost": energy_row(),
         "Sensors": sensors_row(),
     }

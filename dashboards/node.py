@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import whose
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
@@ -64,6 +65,7 @@ def node() -> dashboard.Dashboard:
     rows = {
         "Overview": overview_row(),
         "Power": power_row(),
+        whose.TITLE: whose.node_row(),
         "Parts of devices": parts_row(),
         HEALTH: health_row(),
         "Sensors": sensors_row(),

@@ -45,6 +45,7 @@ UNITS: Final = {
     "s",
     "short",
     "none",
+    "string",
     "suffix:inf/s",
     "suffix:tok/s",
     "cps",

@@ -8,6 +8,7 @@ windows contain no work. The fixture is in ``support.recorded_run_fixture``.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -35,6 +36,7 @@ from joulewatch_harness.records import (
 )
 from joulewatch_harness.runner.edges import EdgeReader
 from joulewatch_harness.storage.journal import Journal, new_run_id, read_run
+from support.cgroups import FakeTree
 from support.paths import ROOT
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
@@ -197,6 +199,32 @@ class Pretender:
 
 
 @contextmanager
+def workloads_in(machine: Path) -> Iterator[None]:
+    """Give an emulated machine two units, whose processor time goes on until the context ends."""
+    tree = FakeTree(machine)
+    done = threading.Event()
+    began_s = time.monotonic()
+
+    def run() -> None:
+        while not done.wait(0.2):
+            busy_s = time.monotonic() - began_s
+            # A parent before its children: it never has less than they have.
+            tree.stat(busy_s)
+            tree.use("", busy_s)
+            tree.use("system.slice", 0.9 * busy_s)
+            tree.use("system.slice/nginx.service", 0.6 * busy_s)
+            tree.use("system.slice/postgresql.service", 0.3 * busy_s)
+
+    thread = threading.Thread(target=run, name="workloads")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
 def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
     """Yield the run; its Prometheus (``program``) stops with the context."""
     with ExitStack() as stack:
@@ -205,6 +233,7 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
             machine = Emulator(scenario)
             stack.callback(machine.remove)
             machine.start()
+            stack.enter_context(workloads_in(machine.folder))
             exporter = ExporterServer(
                 folder / f"{scenario}-exporter", f"--config.file={machine.folder / 'exporter.yaml'}"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from support.servers import PrometheusServer
 SERVERS: Final = 1000
 CLUSTERS: Final = ("cpu", "gpu", "storage", "test")
 SHARES: Final = {"cpu": 0.45, "gpu": 0.25, "memory": 0.1}
+WORKLOADS: Final = 50
+"""Workloads of a cluster, as many as the recording rules keep."""
+REASONS: Final = {"idle": 0.3, "rest": 0.06, "system": 0.03, "gap": 0.01}
 IN_TROUBLE: Final = 70
 SPAN_S: Final = 3 * 3600
 STEP_S: Final = 60
@@ -50,7 +53,7 @@ def write_series(path: Path, times_s: list[int]) -> None:
     power: dict[str, list[float]] = {name: [0.0] * len(times_s) for name in CLUSTERS}
     with path.open("w", encoding="utf-8") as file:
 
-        def write(metric: str, labels: str, values: list[float]) -> None:
+        def write(metric: str, labels: str, values: Sequence[float]) -> None:
             file.writelines(
                 f"{metric}{{{labels}}} {value:.6g} {at}\n" for value, at in zip(values, times_s, strict=True)
             )
@@ -87,6 +90,7 @@ def write_series(path: Path, times_s: list[int]) -> None:
                 labels = f'cluster="{name}",component="{component}"'
                 values = [share * watts for watts in power[name]]
                 write("cluster_component:joulewatch_device_energy_joules:rate5m", labels, values)
+        write_workloads(write, power)
         for metric, servers in (
             ("instance:joulewatch_sensor_up:count_down", range(IN_TROUBLE)),
             ("instance:joulewatch_sensor_implausible:count", range(IN_TROUBLE - 5, IN_TROUBLE + 5)),
@@ -100,6 +104,27 @@ def write_series(path: Path, times_s: list[int]) -> None:
             for labels, values in series:
                 write(metric, labels, values)
         file.write("# EOF\n")
+
+
+def write_workloads(write: Callable[[str, str, Sequence[float]], None], power: Mapping[str, Sequence[float]]) -> None:
+    """Write the workloads of all clusters: the n-th largest has the n-th part of a quarter of the power."""
+    for metric, hours, factor in (
+        ("cluster_kind_workload:joulewatch_workload_energy_joules:rate5m", 1.0, 1.0),
+        ("cluster_kind_workload:joulewatch_workload_energy_joules:increase1h", 3600.0, 1.0),
+        ("cluster_kind_workload:joulewatch_workload_energy_joules:lower_increase1h", 3600.0, 0.6),
+        ("cluster_kind_workload:joulewatch_workload_energy_joules:upper_increase1h", 3600.0, 1.5),
+    ):
+        for cluster in CLUSTERS:
+            for number in range(1, WORKLOADS + 1):
+                kind, name = ("pod", "prod/web") if number % 3 else ("slurm_job", "40")
+                labels = f'cluster="{cluster}",kind="{kind}",workload="{name}{number}"'
+                write(metric, labels, [hours * factor * watts / (16 * number) for watts in power[cluster]])
+    for cluster in CLUSTERS:
+        labels = f'cluster="{cluster}"'
+        write("cluster:joulewatch_workload_energy_joules:rate5m", labels, [0.4 * watts for watts in power[cluster]])
+        for reason, share in REASONS.items():
+            values = [share * watts for watts in power[cluster]]
+            write("cluster_reason:joulewatch_unattributed_energy_joules:rate5m", f'{labels},reason="{reason}"', values)
 
 
 @contextmanager
