@@ -22,13 +22,14 @@ EXIT_FAILED: Final = 1
 EXIT_AUDIT: Final = 3
 MLPERF: Final = "mlperf-energy"
 CODECARBON: Final = "codecarbon"
+AIPERF: Final = "aiperf"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``joulewatch analyze``."""
     parser.add_argument("run", metavar="RUN", help="run id or a prefix of it, run directory, journal, or recording")
     add_output_argument(parser)
-    add_format_argument(parser, MLPERF, CODECARBON)
+    add_format_argument(parser, MLPERF, CODECARBON, AIPERF)
     parser.add_argument(
         "--carbon",
         metavar="g/kWh",
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, or an unknown run.
         DeliveryError: ``--publish`` failed; the results are printed before.
     """
-    from joulewatch_harness.analysis.reports import to_codecarbon, to_csv, to_json, to_mlperf, to_text
+    from joulewatch_harness.analysis.reports import to_aiperf, to_codecarbon, to_csv, to_json, to_mlperf, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(to_csv.render_csv(result))
     elif args.format == CODECARBON:
         sys.stdout.write(to_codecarbon.render_codecarbon(result, args.carbon))
+    elif args.format == AIPERF:
+        sys.stdout.write(to_aiperf.render_aiperf(result))
     elif args.format == MLPERF:
         text, missing = to_mlperf.render_mlperf(result)
         sys.stdout.write(text)

@@ -117,6 +117,8 @@ def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[st
     assert len(rows) == 4 and all(float(row["emissions"]) > 0 for row in rows)
     assert main(["analyze", str(runs / RUN), "--format=mlperf-energy"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
+    assert main(["analyze", str(runs / RUN), "--format=aiperf"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 4
 
 
 @pytest.mark.parametrize(
