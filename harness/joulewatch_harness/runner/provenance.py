@@ -112,8 +112,20 @@ def _cpu(sysfs: Path, procfs: Path) -> dict[str, Any]:
         "max_hertz": highest * 1000 or None,
         "smt": _text(cpus / "smt/control"),
         "turbo": _turbo(cpus),
+        "power_limits_watts": _power_limits_watts(sysfs),
     }
-    return {key: value for key, value in facts.items() if value not in ("", None)}
+    return {key: value for key, value in facts.items() if value not in ("", None, {})}
+
+
+def _power_limits_watts(sysfs: Path) -> dict[str, float]:
+    """Return zone and constraint -> power limit of the processors, such as ``intel-rapl:0 long_term``."""
+    limits = {}
+    for path in sorted(sysfs.glob("class/powercap/*/constraint_*_power_limit_uw")):
+        constraint = path.name.removesuffix("_power_limit_uw")
+        if (text := _text(path)).isdecimal():
+            name = _text(path.with_name(f"{constraint}_name")) or constraint
+            limits[f"{path.parent.name} {name}"] = int(text) * 1e-6
+    return limits
 
 
 def _turbo(cpus: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from joulewatch_harness.runner.provenance import collect
 
 
@@ -43,6 +45,9 @@ def test_facts_of_a_bare_metal_node(tmp_path: Path) -> None:
             "devices/system/cpu/cpu0/cpufreq/scaling_driver": "acpi-cpufreq\n",
             "devices/system/cpu/smt/control": "on\n",
             "devices/system/cpu/cpufreq/boost": "1\n",
+            "class/powercap/intel-rapl:0/constraint_0_name": "long_term\n",
+            "class/powercap/intel-rapl:0/constraint_0_power_limit_uw": "225000000\n",
+            "class/powercap/intel-rapl:0/constraint_1_power_limit_uw": "\n",
             "class/dmi/id/sys_vendor": "Supermicro\n",
             "class/dmi/id/product_name": "AS-4124\n",
             "bus/pci/devices/0000:41:00.0/class": "0x030200\n",
@@ -63,6 +68,7 @@ def test_facts_of_a_bare_metal_node(tmp_path: Path) -> None:
         "on",
         "on",
     )
+    assert cpu["power_limits_watts"] == {"intel-rapl:0 long_term": pytest.approx(225.0)}
     assert facts["memory_bytes"] == 263921664 * 1024
     assert facts["accelerators"] == [
         "NVIDIA H200 at 0000:41:00.0",
