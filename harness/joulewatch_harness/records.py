@@ -448,6 +448,9 @@ class Window:
     """None: not known, as in a run of 0.1.0."""
     other_workloads: Mapping[str, float] = field(default_factory=dict)
     """Largest workloads on the machine that have nothing to do with the run -> processor seconds around the window."""
+    conditions: Mapping[str, float] = field(default_factory=dict)
+    """Run conditions: counters of the harness's machine -> their rise around the window, and settings that changed; see
+    ``runner.conditions``. Empty: not known, as in a run of an earlier version."""
     configuration: str = ""
     phase: str = ""
     """``load`` or ``prepare`` of a ``setup`` window."""

@@ -289,6 +289,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     from joulewatch_harness.clients.exporter import ExporterClient
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
+    from joulewatch_harness.runner.conditions import MachineConditions
     from joulewatch_harness.runner.edges import EdgeReader
     from joulewatch_harness.runner.other_workloads import OtherWorkloads
     from joulewatch_harness.runner.progress import RunProgress, duration
@@ -338,6 +339,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     processors = _processor_clock(prepared)
     local = next((url for url, _ in prepared.targets if _is_local(url)), None)
     others = None if local is None else OtherWorkloads(stack.enter_context(ExporterClient(local)), processors)
+    conditions = stack.enter_context(contextlib.closing(MachineConditions()))
     delivery.start(header)
     stop = StopRequest()
     try:
@@ -356,6 +358,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
                 refresh_s=refresh_s,
                 sensors=prepared.sensors,
                 processors=processors,
+                conditions=conditions,
                 others=others,
             ).run()
     finally:

@@ -2,9 +2,9 @@
 
 ::
 
-    clock mapping | processor time, energy counters | start time
+    conditions | clock mapping | processor time, energy counters | start time
         | work |
-    end time | energy counters, processor time | clock mapping
+    end time | energy counters, processor time | clock mapping | conditions
 
 Why in this order:
 
@@ -20,6 +20,8 @@ Why in this order:
   between the two mappings is stored: if the clock was set in between, the analysis rejects the window.
 * The processor times need no such precision: they are scaled to the length of the window. Reading them takes up to a
   millisecond on a large machine. It is done while an exporter waits for its counters, else outside the energy counters.
+* The run conditions (stalls, steal, throttling, settings) are read outside all others: they need no precision either,
+  and on a large machine there are many files.
 * Parsing, writing and delivering wait until the work has ended: nothing that costs energy or time competes with it.
 
 If the work raises an exception, nothing more is read: there is no window.
@@ -33,6 +35,7 @@ from typing import Protocol, Self, TypedDict, Unpack, runtime_checkable
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.records import Edge, Latency, PhasePowers, PhaseTime, ProcessorTime, Window, WindowKind
 from joulewatch_harness.runner.clocks import ClockMapping
+from joulewatch_harness.runner.conditions import ConditionsReading, ConditionsSource
 from joulewatch_harness.runner.processor_time import ProcessorReading, ProcessorSource, used_between
 
 
@@ -85,6 +88,7 @@ class Bracket:
         processors: Reads the processor times; None: they stay unknown.
         networks: The configurations that are measured in the window, and their names in it.
         settle: Called once before the start: waits for earlier work that is not to be part of the window.
+        conditions: Reads the run conditions; None: they stay unknown.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Bracket:
         processors: ProcessorSource | None = None,
         networks: Mapping[str, str] | None = None,
         settle: Callable[[], None] | None = None,
+        conditions: ConditionsSource | None = None,
     ) -> None:
         self._clock = clock
         self._waiting = edges if isinstance(edges, WaitingSource) else None
@@ -101,6 +106,9 @@ class Bracket:
         self._processors = processors
         self._networks = networks
         self._settle = settle
+        self._conditions = conditions
+        self._start_conditions: ConditionsReading | None = None
+        self._end_conditions: ConditionsReading | None = None
         self._start_used: ProcessorReading | None = None
         self._end_used: ProcessorReading | None = None
         self._start_edge: UnparsedEdge | None = None
@@ -111,6 +119,8 @@ class Bracket:
         self.end_ns = 0
 
     def __enter__(self) -> Self:
+        if self._conditions is not None:
+            self._start_conditions = self._conditions.read()
         self._start_mapping = ClockMapping.read(self._clock)
         if self._waiting is not None:
             self._start_edge = self._waiting.fetch_start(self._before_start)
@@ -133,6 +143,8 @@ class Bracket:
                 self._end_edge = self._edges.fetch()
             self._after_end()
         self._end_mapping = ClockMapping.read(self._clock)
+        if self._conditions is not None:
+            self._end_conditions = self._conditions.read()
 
     def start(self) -> None:
         """Note the start of the work: again, if something happened between ``__enter__`` and it."""
@@ -182,6 +194,10 @@ class Bracket:
     def window(self, *, run: str, index: int, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:
         """Build the window."""
         end_edge = None if self._end_edge is None else self._end_edge.parse()
+        conditions: Mapping[str, float] = {}
+        start, end = self._start_conditions, self._end_conditions
+        if self._conditions is not None and start is not None and end is not None:
+            conditions = self._conditions.between(start, end)
         return Window(
             run=run,
             index=index,
@@ -192,6 +208,7 @@ class Bracket:
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
             clock_step_s=self.clock_step_s,
             processor_time=self.processor_time,
+            conditions=conditions,
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
             start_edge=self._start_parsed,
             end_edge=end_edge,

@@ -9,6 +9,7 @@ from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import SensorRecord
 from joulewatch_harness.runner.bracket import Bracket, EdgeSource
+from joulewatch_harness.runner.conditions import ConditionsSource
 from joulewatch_harness.runner.other_workloads import OtherWorkloads
 from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.run_log import Reporter, RunLog
@@ -28,6 +29,7 @@ class RunContext:
     refresh_s: float | None = None
     """Refresh period of the slowest sensor."""
     processors: ProcessorSource | None = None
+    conditions: ConditionsSource | None = None
     others: OtherWorkloads | None = None
     """None: the names of other workloads are not known."""
     sensors: Sequence[SensorRecord] = ()
@@ -35,7 +37,7 @@ class RunContext:
 
     def bracket(self, networks: Mapping[str, str] | None = None) -> Bracket:
         """Return a bracket that reads the energy counters, and counts the time of the networks that are measured."""
-        return Bracket(self.clock, self.edges, self.processors, networks)
+        return Bracket(self.clock, self.edges, self.processors, networks, conditions=self.conditions)
 
     def bracket_without_edges(self) -> Bracket:
         """Return a bracket for a window whose energy is not evaluated: warm-up, phases."""

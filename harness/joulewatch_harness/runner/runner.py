@@ -22,6 +22,7 @@ from joulewatch_harness.plan.target import ROUNDS_ENDED
 from joulewatch_harness.records import Configuration, RunEnd, RunStatus, SensorRecord
 from joulewatch_harness.runner.bracket import EdgeSource
 from joulewatch_harness.runner.calls import Cell, LoadedNetwork
+from joulewatch_harness.runner.conditions import ConditionsSource
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.edge_energy import joules_per_inference
 from joulewatch_harness.runner.measuring import measure
@@ -63,6 +64,7 @@ class Runner:
         stop: Checked between calls.
         refresh_s: Refresh period of the slowest sensor; windows shorter than 20 of them get the flag ``too_short``.
         processors: Reads the processor times around each window; None: they stay unknown.
+        conditions: Reads the run conditions around each window; None: they stay unknown.
         others: Reads the names of other workloads; None: they stay unknown.
         sensors: The energy sensors that ``edges`` reads; the fast ones show when a warm-up is steady.
         clock: For tests.
@@ -83,6 +85,7 @@ class Runner:
         stop: StopRequest,
         refresh_s: float | None = None,
         processors: ProcessorSource | None = None,
+        conditions: ConditionsSource | None = None,
         others: OtherWorkloads | None = None,
         sensors: Sequence[SensorRecord] = (),
         clock: Clock = time,
@@ -98,6 +101,7 @@ class Runner:
             stop=stop,
             refresh_s=refresh_s,
             processors=processors,
+            conditions=conditions,
             others=others,
             sensors=sensors,
         )

@@ -10,6 +10,7 @@ import pytest
 from joulewatch_harness.records import Edge
 from joulewatch_harness.runner.bracket import Bracket
 from joulewatch_harness.runner.clocks import MAPPING_TRIES
+from joulewatch_harness.runner.conditions import ConditionsReading
 from joulewatch_harness.runner.processor_time import ProcessorReading
 from support.clock import NS_PER_S, FakeClock
 
@@ -59,6 +60,31 @@ class FetchedEdge:
     def parse(self) -> Edge:
         self.reads.order.append(f"parse {self.number}")
         return Edge(requested_at_s=self.number, answered_at_s=self.number, counters=())
+
+
+@dataclass
+class Conditions:
+    reads: Reads
+
+    def read(self) -> ConditionsReading:
+        self.reads.order.append("conditions")
+        return ConditionsReading(
+            at_ns=self.reads.now_ns, counters={}, processors=2, throttled_ms={}, throttle_counts={}, settings={}
+        )
+
+    def between(self, start: ConditionsReading, end: ConditionsReading) -> dict[str, float]:
+        return {"seconds": (end.at_ns - start.at_ns) / NS_PER_S}
+
+
+def test_the_run_conditions_are_read_outside_everything() -> None:
+    reads = Reads()
+    with Bracket(reads, reads, conditions=Conditions(reads)) as bracket:
+        reads.order.append("work")
+        reads.advance(1.0)
+    assert reads.order[0] == reads.order[-1] == "conditions"
+    assert reads.order.count("conditions") == 2
+    conditions = bracket.window(run="r", index=0, kind="measure").conditions
+    assert conditions == {"seconds": pytest.approx(1.0, abs=0.01)}
 
 
 def test_mapping_counters_time_work_time_counters_mapping() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun
+from joulewatch_harness.analysis.results.audit.conditions import check_governor
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
@@ -270,5 +271,6 @@ RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
     _settle,
     _networks,
     _missed_refreshes,
+    check_governor,
 )
 HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -474,6 +475,36 @@ def _() -> tuple[World, Samples]:
     return with_plan(world, settle_s=0.05), world.scrapes()
 
 
+def with_conditions(**conditions: float) -> tuple[World, Samples]:
+    def changed(one: Window) -> Window:
+        return dataclasses.replace(one, conditions={"seconds": 10.0, "processors": 4.0, **conditions})
+
+    return with_windows(run(), changed, "measure")
+
+
+for reason_, severity_, conditions_ in (
+    ("cpu_pressure", "warning", {"cpu_pressure_s": 0.6}),
+    ("memory_pressure", "warning", {"memory_pressure_s": 0.06}),
+    ("steal", "error", {"steal_s": 3.0}),
+    ("swapping", "error", {"swapped_in_pages": 1.0}),
+    ("cpu_throttled", "error", {"throttled_s": 0.2}),
+    ("governor_changed", "error", {"governor_changed": 4.0}),
+    ("turbo_changed", "error", {"turbo_changed": 1.0}),
+    ("power_limit_changed", "error", {"power_limit_changed": 1.0}),
+):
+    case(reason_, severity_)(functools.partial(with_conditions, **conditions_))
+
+
+@case("governor_not_performance", "info")
+def _() -> tuple[World, Samples]:
+    world = run()
+    assert world.record is not None
+    header = world.record.header
+    provenance = {**header.provenance, "cpu": {"governor": "powersave"}}
+    world.record = dataclasses.replace(world.record, header=dataclasses.replace(header, provenance=provenance))
+    return world, world.scrapes()
+
+
 def with_plan(world: World, **keys: float) -> World:
     assert world.record is not None
     header = dataclasses.replace(world.record.header, plan={**world.record.header.plan, **keys})
@@ -780,3 +811,32 @@ def test_settle_time_and_refresh(settle_s: float | None, severity: set[str]) -> 
     gross = result.groups[0].total.gross
     assert gross is not None
     assert ("settle" in {line.name for line in gross.budget}) == bool(severity)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason", "severity"),
+    [
+        ("cpu_pressure_s", 0.49, "cpu_pressure", None),
+        ("cpu_pressure_s", 0.5, "cpu_pressure", None),
+        ("cpu_pressure_s", 0.51, "cpu_pressure", "warning"),
+        ("memory_pressure_s", 0.049, "memory_pressure", None),
+        ("memory_pressure_s", 0.05, "memory_pressure", None),
+        ("memory_pressure_s", 0.051, "memory_pressure", "warning"),
+        ("steal_s", 0.39, "steal", None),
+        ("steal_s", 0.4, "steal", None),
+        ("steal_s", 0.41, "steal", "warning"),
+        ("steal_s", 2.0, "steal", "warning"),
+        ("steal_s", 2.1, "steal", "error"),
+        ("swapped_in_pages", 0.0, "swapping", None),
+        ("swapped_in_pages", 1.0, "swapping", "error"),
+        ("throttled_s", 0.1, "cpu_throttled", None),
+        ("throttled_s", 0.11, "cpu_throttled", "error"),
+        ("throttle_count", 0.0, "cpu_throttled", None),
+        ("throttle_count", 1.0, "cpu_throttled", "warning"),
+    ],
+)
+def test_a_condition_is_a_finding_above_its_limit(
+    key: str, value: float, reason: str, severity: Severity | None
+) -> None:
+    """The windows are 10 s long, on four processors."""
+    assert severities(analyse(with_conditions(**{key: value})), reason) == ({severity} if severity else set())

@@ -1,0 +1,186 @@
+"""Conditions of the machine around a window: counters and settings of the kernel, read at both of its edges.
+
+A single look misses what happens inside a window, so counters are read: stalled tasks (PSI), steal, pages read from
+swap, thermal throttling. Settings that a service may change (governor, turbo, power limits) are compared with their
+values at the reading before, so that a change between two windows shows in the second one.
+
+The files stay open. They are read outside all other reads of a window (see ``bracket``). A file that does not exist or
+cannot be read is not part of the conditions.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+MOST_FILES: Final = 64
+"""Files of a kind that are read, one per processor: a change or a throttled package shows in some of them."""
+_STEAL: Final = 8
+"""Column of the first line of ``/proc/stat``, whose first word is ``cpu``."""
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_CPUS: Final = "devices/system/cpu"
+_SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "governor_changed": (f"{_CPUS}/cpufreq/policy*/scaling_governor",),
+    "turbo_changed": (f"{_CPUS}/intel_pstate/no_turbo", f"{_CPUS}/cpufreq/boost"),
+    "power_limit_changed": ("class/powercap/*/constraint_*_power_limit_uw",),
+}
+"""Key of ``Window.conditions`` -> patterns of files in sysfs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionsReading:
+    """Counters up to one moment, and the settings at it."""
+
+    at_ns: int
+    counters: Mapping[str, float]
+    processors: int
+    throttled_ms: Mapping[str, int]
+    """File -> time for which the clock of its core or package was reduced."""
+    throttle_counts: Mapping[str, int]
+    settings: Mapping[str, Mapping[str, str]]
+    """Key of ``Window.conditions`` -> file -> value."""
+
+
+class ConditionsSource(Protocol):
+    """Reads the conditions, and compares two readings."""
+
+    def read(self) -> ConditionsReading: ...
+
+    def between(self, start: ConditionsReading, end: ConditionsReading) -> Mapping[str, float]: ...
+
+
+class MachineConditions:
+    """Keeps the files open; ``close`` closes them.
+
+    Args:
+        sysfs: Mount point of sysfs; for tests.
+        procfs: Mount point of procfs; for tests.
+    """
+
+    def __init__(self, sysfs: Path = Path("/sys"), procfs: Path = Path("/proc")) -> None:
+        self._stat = _Files([procfs / "stat"])
+        self._vmstat = _Files([procfs / "vmstat"])
+        self._pressure = {name: _Files([procfs / "pressure" / name]) for name in ("cpu", "memory")}
+        throttle = sorted((sysfs / _CPUS).glob("cpu[0-9]*/thermal_throttle"))
+        self._times = _Files(_spread(throttle, ("core_throttle_total_time_ms", "package_throttle_total_time_ms")))
+        self._counts = _Files(_spread(throttle, ("core_throttle_count", "package_throttle_count")))
+        self._settings = {
+            key: _Files(_limited([path for pattern in patterns for path in sorted(sysfs.glob(pattern))]))
+            for key, patterns in _SETTINGS.items()
+        }
+        self._last: Mapping[str, Mapping[str, str]] = {key: files.read() for key, files in self._settings.items()}
+
+    def read(self) -> ConditionsReading:
+        """Return the conditions now."""
+        counters: dict[str, float] = {}
+        for name, files in self._pressure.items():
+            for text in files.read().values():
+                _, found, total = text.partition("\n")[0].rpartition("total=")
+                if found and total.isdecimal():
+                    counters[f"{name}_pressure_s"] = int(total) * 1e-6
+        processors = 0
+        for text in self._stat.read().values():
+            lines = [line.split() for line in text.splitlines() if line.startswith("cpu")]
+            processors = len(lines) - 1
+            if lines and len(lines[0]) > _STEAL:
+                counters["steal_s"] = int(lines[0][_STEAL]) / _TICKS_PER_S
+        for text in self._vmstat.read().values():
+            for line in text.splitlines():
+                name, _, value = line.partition(" ")
+                if name == "pswpin":
+                    counters["swapped_in_pages"] = int(value)
+        return ConditionsReading(
+            at_ns=time.monotonic_ns(),
+            counters=counters,
+            processors=processors,
+            throttled_ms=_integers(self._times.read()),
+            throttle_counts=_integers(self._counts.read()),
+            settings={key: files.read() for key, files in self._settings.items()},
+        )
+
+    def between(self, start: ConditionsReading, end: ConditionsReading) -> Mapping[str, float]:
+        """Return the conditions of a window from the readings around it; keys of what is not known are missing.
+
+        Call it once for each window, in their order: a changed setting is compared with the window before.
+        """
+        conditions = {"seconds": (end.at_ns - start.at_ns) * 1e-9, "processors": float(end.processors)}
+        for name, value in end.counters.items():
+            if name in start.counters:
+                conditions[name] = max(value - start.counters[name], 0.0)
+        if (most_ms := _largest_rise(start.throttled_ms, end.throttled_ms)) is not None:
+            conditions["throttled_s"] = most_ms * 1e-3
+        if (most := _largest_rise(start.throttle_counts, end.throttle_counts)) is not None:
+            conditions["throttle_count"] = float(most)
+        for key, values in end.settings.items():
+            # The start counts, too: a value that changed before the window may change back in it.
+            changed = [
+                file
+                for file, value in values.items()
+                if value != self._last[key].get(file, value) or value != start.settings[key].get(file, value)
+            ]
+            if changed:
+                conditions[key] = float(len(changed))
+        self._last = end.settings
+        return conditions
+
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        kinds = (self._stat, self._vmstat, self._times, self._counts)
+        for files in (*kinds, *self._pressure.values(), *self._settings.values()):
+            files.close()
+
+
+class _Files:
+    """Files that stay open."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._descriptors: dict[str, int] = {}
+        for path in paths:
+            try:
+                self._descriptors[str(path)] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+
+    def read(self) -> dict[str, str]:
+        """Return the texts of the files that can be read."""
+        texts = {}
+        for path, descriptor in self._descriptors.items():
+            try:
+                texts[path] = _whole(descriptor)
+            except OSError:
+                continue  # the processor is off
+        return texts
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def _whole(descriptor: int) -> str:
+    parts: list[bytes] = []
+    offset = 0
+    while part := os.pread(descriptor, 1 << 16, offset):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts).decode("ascii", "replace").strip()
+
+
+def _limited(paths: list[Path]) -> list[Path]:
+    """Return at most ``MOST_FILES`` of the paths, evenly spread."""
+    return paths[:: -(-len(paths) // MOST_FILES) or 1]
+
+
+def _spread(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    return [folder / name for folder in _limited(folders) for name in names]
+
+
+def _integers(texts: Mapping[str, str]) -> dict[str, int]:
+    return {path: int(text) for path, text in texts.items() if text.isdecimal()}
+
+
+def _largest_rise(start: Mapping[str, int], end: Mapping[str, int]) -> int | None:
+    return max((value - start[path] for path, value in end.items() if path in start), default=None)
