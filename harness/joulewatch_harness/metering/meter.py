@@ -26,7 +26,7 @@ from joulewatch_harness.metering.background_sync import BackgroundSync
 from joulewatch_harness.metering.exporters import Connection, connect
 from joulewatch_harness.metering.shared_edges import SharedEdges
 from joulewatch_harness.metering.sync import check_sync
-from joulewatch_harness.metering.window import Measurement, current
+from joulewatch_harness.metering.window import OPEN_WINDOWS, Measurement, current
 from joulewatch_harness.plan.refresh import slowest_refresh_s
 from joulewatch_harness.records import METER, SCHEMA_VERSION, Configuration, RunHeader, Window
 from joulewatch_harness.runner.bracket import Bracket
@@ -152,6 +152,7 @@ class Meter:
             atexit.unregister(self.close)
             with running.stack:
                 for window in self._open:
+                    OPEN_WINDOWS.discard(window)
                     running.log.note("interrupted", f"window {window.name!r} was still open at the end of the run")
                 running.log.end("complete", "")
                 running.sync.close()
@@ -233,10 +234,8 @@ class Meter:
                 self._add_name(window.name)
             if not self._open:
                 running.log.window_opened("measure", window.name, 1)
-            for other in self._open:
-                if not window.is_within(other):
-                    window.overlaps = other.overlaps = True
             self._open[window] = None
+        OPEN_WINDOWS.add(window)
         return Bracket(time, running.edges, running.processors, settle=running.sync.settle)
 
     def settle(self) -> None:
@@ -250,6 +249,7 @@ class Meter:
 
     def drop_window(self, window: Measurement) -> None:
         """Forget a window that could not be opened."""
+        OPEN_WINDOWS.discard(window)
         with self._lock:
             self._open.pop(window, None)
 
@@ -260,6 +260,7 @@ class Meter:
             ConfigError: The meter was closed meanwhile.
             RecordError: The journal cannot be written.
         """
+        OPEN_WINDOWS.discard(window)
         with self._lock:
             self._open.pop(window, None)
             running = self._running

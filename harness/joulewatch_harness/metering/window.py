@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -31,6 +32,35 @@ _current: ContextVar[Measurement | None] = ContextVar("joulewatch window", defau
 """The innermost open window of a thread or asyncio task."""
 
 
+class OpenWindows:
+    """The open windows of all meters of this process."""
+
+    def __init__(self) -> None:
+        self._clear()
+        # A forked process has none, and the lock may be held by a thread that does not exist there.
+        os.register_at_fork(after_in_child=self._clear)
+
+    def _clear(self) -> None:
+        self._lock = threading.Lock()
+        self._windows: dict[Measurement, None] = {}
+
+    def add(self, window: Measurement) -> None:
+        """Add a window, and mark it and the others as overlapping unless it is inside them."""
+        with self._lock:
+            for other in self._windows:
+                if not window.is_within(other):
+                    window.overlaps = other.overlaps = True
+            self._windows[window] = None
+
+    def discard(self, window: Measurement) -> None:
+        """Remove a window; safe to call twice."""
+        with self._lock:
+            self._windows.pop(window, None)
+
+
+OPEN_WINDOWS: Final = OpenWindows()
+
+
 class Measurement:
     """Context manager around the code to measure; after it, the result.
 
@@ -48,7 +78,7 @@ class Measurement:
         self.details: dict[str, str] = {}
         """Facts for the journal; may be set until the end."""
         self.overlaps = False
-        """Whether windows of other threads or tasks were open at the same time."""
+        """Whether windows of other threads, tasks or meters were open at the same time, outside this one."""
         self._meter_of = meter_of
         self._sync = sync
         self._meter: Meter | None = None

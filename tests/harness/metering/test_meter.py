@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from joulewatch_harness.metering import exporters
 from joulewatch_harness.metering import meter as meter_module
 from joulewatch_harness.metering.energies import _needed
 from joulewatch_harness.metering.meter import MOST_NAMES, Meter
-from joulewatch_harness.metering.window import Measurement
+from joulewatch_harness.metering.window import OPEN_WINDOWS, Measurement
 from joulewatch_harness.records import RunRecord, Window
 from joulewatch_harness.storage.journal import read_run
 from support.counting_exporter import Counter, CountingExporter
@@ -169,6 +170,27 @@ def test_windows_of_threads_are_measured_and_marked(meter: Meter) -> None:
     for window in windows:
         assert window.joules == pytest.approx(100 * window.seconds, abs=window.uncertainty)
         assert "overlapping" in reasons(window)
+
+
+def test_windows_of_two_meters_overlap_unless_they_are_nested(
+    exporter: CountingExporter, meter: Meter, tmp_path: Path
+) -> None:
+    with Meter(exporter.url, output=tmp_path / "others") as other:
+        outer = meter.begin("outer")
+        inner = other.begin("inner")
+        inner.end()
+        outer.end()
+        assert not outer.overlaps and not inner.overlaps, "one inside the other"
+        with ThreadPoolExecutor(1) as thread:
+            first = meter.begin("first")
+            second = thread.submit(other.begin, "second").result()
+            first.end()
+            second.end()
+        assert first.window.flags == second.window.flags == ("overlapping",)
+        assert "overlapping" in reasons(first) & reasons(second)
+        left = other.begin("left")
+    assert left not in OPEN_WINDOWS._windows, "its meter was closed"
+    left.end()
 
 
 def test_windows_of_tasks(meter: Meter) -> None:
