@@ -44,6 +44,8 @@ class SensorRow:
     """From the test; None: not tested, or it changed too rarely."""
     changed_each_time: bool = False
     """The value changed from each reading to the next, so the refresh period is at most ``measured_refresh_s``."""
+    round_trip_s: float = 0.0
+    """Time from a request for its counter to the answer."""
 
     @property
     def name(self) -> str:
@@ -80,6 +82,7 @@ def describe(urls: Sequence[str], sensors: Sequence[SensorRecord]) -> list[Senso
             record=record,
             watts=watts.get(SensorId.of(record)),
             shortest_window_s=shortest_window_s(record, watts.get(SensorId.of(record)) or 0.0, round_trip_s),
+            round_trip_s=round_trip_s,
         )
         for record in sensors
     ]
@@ -177,14 +180,23 @@ def examine(url: str, rows: Sequence[SensorRow], seconds: float) -> tuple[list[S
 
 
 def _tested(row: SensorRow, values: Sequence[tuple[float, float]]) -> SensorRow:
-    """Add the refresh period: the median time between two changes of the value."""
+    """Add the refresh period, the median time between two changes of the value, and the shortest window with it."""
     # Answers within one scan of the exporter repeat its reading.
     readings = [*values[:1], *(new for old, new in pairwise(values) if new[0] > old[0])]
     changes_s = [new[0] for old, new in pairwise(readings) if new[1] != old[1]]
     if len(changes_s) < _LEAST_CHANGES:
         return row
     spacing_s = statistics.median(b - a for a, b in pairwise(changes_s))
-    return replace(row, measured_refresh_s=spacing_s, changed_each_time=len(changes_s) > 0.9 * (len(readings) - 1))
+    changed_each_time = len(changes_s) > 0.9 * (len(readings) - 1)
+    record = row.record
+    if not changed_each_time or record.refresh_s is None or record.refresh_s > spacing_s:
+        record = replace(record, refresh_s=spacing_s)
+    return replace(
+        row,
+        measured_refresh_s=spacing_s,
+        changed_each_time=changed_each_time,
+        shortest_window_s=shortest_window_s(record, row.watts or 0.0, row.round_trip_s),
+    )
 
 
 def _values(

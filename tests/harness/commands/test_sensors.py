@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from joulewatch_harness import cli
-from joulewatch_harness.metering.sensors import shortest_window_s
+from joulewatch_harness.metering.sensors import SensorRow, _tested, shortest_window_s
 from support.counting_exporter import Counter, CountingExporter
 from support.servers import free_port
 from support.synthetic import sensor
@@ -58,6 +58,21 @@ def test_the_test_measures_refresh_and_cost(exporter: CountingExporter, capsys: 
     assert "Cost of reading" in out
     assert " ms (99 %), and " in out
     assert "<= " in out
+
+
+@pytest.mark.parametrize(
+    ("published_s", "readings", "shown_s"),
+    [(0.001, 5, 0.05), (0.5, 5, 0.05), (0.001, 1, 0.001), (0.5, 1, 0.01)],
+    ids=["slower", "faster", "changed at each reading", "changed at each reading, and faster"],
+)
+def test_the_shortest_window_is_that_of_the_tested_refresh(published_s: float, readings: int, shown_s: float) -> None:
+    """Readings are 10 ms apart; a value that changed at each of them may be refreshed more often."""
+    record = sensor("socket0", "package", refresh_s=published_s, read_mode="on_request")
+    row = SensorRow(record=record, watts=100.0, shortest_window_s=9.0, round_trip_s=0.002)
+    values = [(number * 0.01, float(number // readings)) for number in range(200)]
+    shown = sensor("socket0", "package", refresh_s=shown_s, read_mode="on_request")
+    tested = _tested(row, values).shortest_window_s
+    assert tested == pytest.approx(shortest_window_s(shown, 100.0, 0.002), rel=0.03)
 
 
 def test_csv(exporter: CountingExporter, capsys: pytest.CaptureFixture[str]) -> None:
