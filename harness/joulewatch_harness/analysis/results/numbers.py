@@ -11,15 +11,19 @@ from joulewatch_harness.analysis.results.model import Estimate
 UNKNOWN_ACCURACY: Final = "†"
 """Mark of an uncertainty that does not include the accuracy of every sensor."""
 UNKNOWN_ACCURACY_TEXT: Final = "sampling and repeats only: the sensor's accuracy is unknown"
+MOST_DIGITS: Final = 5
+"""Before the decimal point."""
 _PREFIXES: Final = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}
 
 
 def prefix_for(values: Iterable[float]) -> tuple[int, str]:
-    """Return the SI prefix for the median of some values: (exponent, letter)."""
+    """Return the SI prefix for the median of some values: (exponent, letter); a larger one if one has over 5 digits."""
     logs = sorted(math.log10(abs(value)) for value in values if value and math.isfinite(value))
     if not logs:
         return 0, ""
     exponent = 3 * math.floor(logs[len(logs) // 2] / 3 + 1e-9)
+    while logs[-1] >= exponent + MOST_DIGITS:
+        exponent += 3
     exponent = min(max(exponent, min(_PREFIXES)), max(_PREFIXES))
     return exponent, _PREFIXES[exponent]
 

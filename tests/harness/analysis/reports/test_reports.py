@@ -113,6 +113,7 @@ def test_si_prefixes() -> None:
     assert numbers.prefix_for([2e-7]) == (-9, "n")
     assert numbers.prefix_for([1e-6]) == (-6, "µ")
     assert numbers.prefix_for([]) == (0, "")
+    assert numbers.prefix_for([0.002, 0.003, 1300.3]) == (0, ""), "not 1300300 mJ"
     assert numbers.quantity(0.00342, "J") == "3.420 mJ"
 
 
