@@ -183,7 +183,7 @@ def load(run: str | Path, *, prometheus: str | PrometheusOptions | None = None, 
         RecordError: The run cannot be read.
     """
     options = PrometheusOptions(prometheus) if isinstance(prometheus, str) else prometheus
-    record, source = find(str(run), Path(output), options)
+    record, source = find(str(run), Path(output), options, fix='use prometheus="URL"')
     with contextlib.ExitStack() as stack:
         if source is not None:
             stack.callback(source.close)

@@ -152,7 +152,7 @@ def test_load_by_id_and_by_folder(tmp_path: Path) -> None:
         _ = run["a", 8]
     assert json.loads(run.to_json())["run"]["id"] == run.id
     assert "EMULATED" not in str(run)
-    with pytest.raises(joulewatch.QueryError, match="unknown run"):
+    with pytest.raises(joulewatch.QueryError, match=r'unknown run .*; use prometheus="URL" if it is stored there'):
         joulewatch.load("2020", output=tmp_path)
 
 

@@ -372,7 +372,8 @@ class _Analysis:
                 rounds.setdefault(measured.window.repeat, []).append(joules / measured.window.inferences)
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
-        yield from audit_repeats(name, means, group.measured_rounds, self.target, group.rounds_ended)
+        metered = self.record.header.is_metered
+        yield from audit_repeats(name, means, group.measured_rounds, self.target, group.rounds_ended, metered=metered)
         energies = {} if group.total.gross is None else group.total.gross.rounds
         rates = {} if group.throughput is None else group.throughput.rounds
         times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}

@@ -18,7 +18,12 @@ _SQLITE: Final = b"SQLite format 3\x00"
 
 
 def find(
-    run: str, output: Path, options: PrometheusOptions | None, names: Sequence[str] = ()
+    run: str,
+    output: Path,
+    options: PrometheusOptions | None,
+    names: Sequence[str] = (),
+    *,
+    fix: str = "use --prometheus URL",
 ) -> tuple[RunRecord, SampleSource | None]:
     """Return a run and the source of its samples.
 
@@ -26,14 +31,14 @@ def find(
 
     The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
     recording if there is one, else from Prometheus; without both, the source is None and the edges in the journal are
-    used. A line on stderr reports a Prometheus that is not read.
+    used. A line on stderr reports a Prometheus that is not read. ``fix`` is how the caller names a Prometheus.
 
     Raises:
         ConfigError: A name of ``--source`` is not valid, or there is no Prometheus.
         QueryError: The run is neither on this machine nor in Prometheus.
         RecordError: The journal or recording cannot be read.
     """
-    record, source = _find(run, output, options)
+    record, source = _find(run, output, options, fix)
     names = names or tuple(record.header.plan.get("sources", ()))
     if not names:
         return record, source
@@ -60,7 +65,7 @@ def by_sources(
     return (record if OWN in names else record.without_exporters), source
 
 
-def _find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
+def _find(run: str, output: Path, options: PrometheusOptions | None, fix: str) -> tuple[RunRecord, SampleSource | None]:
     from joulewatch_harness.analysis.sources.opening import open_source
     from joulewatch_harness.analysis.sources.recording import BrokenRecording
     from joulewatch_harness.storage.journal import JOURNAL_NAME, find_run, read_run
@@ -82,7 +87,7 @@ def _find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Ru
         if given.exists():
             raise
         if options is None:
-            raise QueryError(f"{error}; use --prometheus URL if it is stored there") from error
+            raise QueryError(f"{error}; {fix} if it is stored there") from error
         source = open_source(prometheus=options)
         assert source is not None
         try:

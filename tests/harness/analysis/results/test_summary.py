@@ -477,6 +477,11 @@ def test_repeats_and_idle_are_compared() -> None:
     (single,) = audit_repeats("a", [10.0], 3)
     assert (single.severity, single.reason) == ("warning", "single_repeat")
     assert "usable rounds: 1 of 3" in single.text
+    (apart,) = audit_repeats("a", [10.0, 11.5, 9.9], 3, metered=True)
+    (single,) = audit_repeats("a", [10.0], 3, metered=True)
+    assert "the windows of this name differ by 15.3 %" in apart.text
+    assert single.text.endswith("use at least 3 windows")
+    assert "round" not in apart.text + single.text
     assert reasons(audit_idle("cpu", [50.0, 51.0])) == set()
     assert reasons(audit_idle("cpu", [50.0, 56.0])) == {"idle_drift"}
 

@@ -17,7 +17,13 @@ IDLE_TOLERANCE: Final = 0.05
 
 
 def audit_repeats(
-    name: str, values: Sequence[float], measured_rounds: int, target: float | None = None, ended: str = ""
+    name: str,
+    values: Sequence[float],
+    measured_rounds: int,
+    target: float | None = None,
+    ended: str = "",
+    *,
+    metered: bool = False,
 ) -> Iterator[Finding]:
     """Check whether the rounds of one group agree.
 
@@ -27,13 +33,15 @@ def audit_repeats(
         measured_rounds: Number of rounds, usable or not.
         target: Largest relative uncertainty of the repeats, in a run whose rounds end at a target.
         ended: Why the rounds ended, as the runner recorded it; empty: not known.
+        metered: Whether they are the windows of a name in the user's own code, without a plan.
     """
+    rounds = "windows of this name" if metered else "rounds"
     if len(values) == 1:
         yield Finding(
             severity="warning",
             reason="single_repeat",
-            text=f"{name}: usable rounds: 1 of {measured_rounds}; the repeatability is unknown, so ± is "
-            "omitted; use --rounds 3 or more",
+            text=f"{name}: usable {rounds}: 1 of {measured_rounds}; the repeatability is unknown, so ± is "
+            f"omitted; use {'at least 3 windows' if metered else '--rounds 3 or more'}",
             evidence={"rounds": len(values), "measured_rounds": measured_rounds},
         )
     if len(values) < 2:
@@ -59,8 +67,8 @@ def audit_repeats(
         yield Finding(
             severity="warning",
             reason="repeats_apart",
-            text=f"{name}: the rounds differ by {100 * spread:.3g} % of their mean; use more rounds, or stop "
-            "other load on the machine",
+            text=f"{name}: the {rounds} differ by {100 * spread:.3g} % of their mean; use more "
+            f"{'or longer windows' if metered else 'rounds'}, or stop other load on the machine",
             evidence={"spread": spread, "rounds": len(values)},
         )
 

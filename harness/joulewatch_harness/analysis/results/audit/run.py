@@ -200,20 +200,28 @@ def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
         for sensor, result in measured.sensors.items():
             if result.clock_doubt_s:
                 windows.setdefault((sensor.exporter, result.clock_doubt_s), set()).add(measured.window.index)
-    fix = (
-        "Synchronise the clock of the meter with that of the measured machine"
-        if run.record.header.is_imported
-        else "Name the exporter with --exporter, so that it is read at the edges; an exporter of version 0.1.0 must be "
-        "updated, too"
-    )
+    named = {exporter.name for exporter in run.record.header.exporters}
+    own = named | {sensor.exporter for sensor, record in run.sensors.items() if record.read_mode}
     for (exporter, doubt_s), indexes in windows.items():
         yield Finding(
             severity="warning",
             reason="clock_unknown",
             text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of {len(indexes)} "
-            f"windows allows for {doubt_s:g} s. {fix}",
+            f"windows allows for {doubt_s:g} s. {_clock_fix(run, exporter in own)}",
             evidence={"exporter": exporter, "windows": len(indexes), "offset_s": doubt_s},
         )
+
+
+def _clock_fix(run: MeasuredRun, is_own: bool) -> str:
+    """Return what bounds a clock; ``is_own``: that of an exporter of joulewatch, which can be read at the edges."""
+    if run.record.header.is_imported:
+        return "Synchronise the clock of the meter with that of the measured machine"
+    if not is_own:
+        return "Synchronise the clocks of both machines (NTP); only joulewatch-exporter can be read at the edges"
+    return (
+        "Name the exporter with --exporter, so that it is read at the edges; an exporter of version 0.1.0 must be "
+        "updated, too"
+    )
 
 
 def _gaps(run: MeasuredRun) -> Iterator[Finding]:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from joulewatch_harness.analysis.energy.windows import measure_run
 from joulewatch_harness.analysis.results.audit.findings import Finding, worst
+from joulewatch_harness.analysis.results.audit.run import audit_run
 from joulewatch_harness.analysis.results.model import RunResult
-from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.analysis.results.summary import analyze_run, run_spans
 from joulewatch_harness.records import Edge, EdgeClock, Window
 from support.synthetic import EXPORTER, TWO_SOCKETS, ListSource, World, make_world, without_edges
 
@@ -141,3 +143,14 @@ def test_a_history_on_a_clock_that_nothing_bounded_is_a_warning() -> None:
     assert not of(analyzed(world), "clock_unknown"), "bounded by the edges"
     near = make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2)
     assert not of(analyzed(near, edges=False), "clock_unknown"), "on the harness's machine"
+
+
+def test_the_clock_of_another_exporter_cannot_be_read_at_the_edges() -> None:
+    world = far_world()
+    assert world.record is not None
+    source = ListSource(world.scrapes())
+    run = measure_run(without_edges(world.record), source.history(run_spans(world.record)))
+    sensors = {sensor: dataclasses.replace(record, read_mode="") for sensor, record in run.sensors.items()}
+    foreign = dataclasses.replace(run, record=run.record.without_exporters, sensors=sensors)
+    (finding,) = [one for one in audit_run(foreign, with_history=True) if one.reason == "clock_unknown"]
+    assert finding.text.endswith("(NTP); only joulewatch-exporter can be read at the edges")
