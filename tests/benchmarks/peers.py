@@ -406,6 +406,9 @@ def summarise(bench: Bench) -> dict[str, list[dict[str, Any]]]:
                     "tool": tool,
                     "begin_ms": statistics.median((row["start_ns"] - row["called_ns"]) / 1e6 for row in rows),
                     "end_ms": statistics.median((row["returned_ns"] - row["stop_ns"]) / 1e6 for row in rows),
+                    "result_ms": statistics.median(
+                        (row.get("read_ns", row["returned_ns"]) - row["returned_ns"]) / 1e6 for row in rows
+                    ),
                     **bench.facts[tool],
                 }
             )
@@ -476,7 +479,7 @@ def report(
         [
             cell["tool"],
             cell.get("version", ""),
-            *(f"{cell[key]:.2f}" if key in cell else "" for key in ("begin_ms", "end_ms")),
+            *(f"{cell[key]:.2f}" if key in cell else "" for key in ("begin_ms", "end_ms", "result_ms")),
             *(f"{cell[key]:.1f}" if key in cell else "" for key in ("open_s", "idle_percent", "memory_mib")),
         ]
         for cell in tables["cost"]
@@ -494,7 +497,9 @@ def report(
         "## Windows with wraps of the counter\n\n"
         f"{markdown_table(['wraps', 'tool', *head], wraps)}\n"
         "## Cost\n\n"
-        + markdown_table(["tool", "version", "begin ms", "end ms", "open s", "idle CPU %", "memory MiB"], cost)
+        + markdown_table(
+            ["tool", "version", "begin ms", "end ms", "result ms", "open s", "idle CPU %", "memory MiB"], cost
+        )
     )
 
 
@@ -509,7 +514,8 @@ on hardware. The truth is the energy between the return of begin and the call of
   1 s. CodeCarbon's figures are its CPU energy. Windows of perun are decorated functions.
 - The windows of `joulewatch measure` are executions of `sleep`, from its own report; those of `profile` are in its
   journal. History and node_exporter are scraped every 1 s; the range of `increase()` is the window.
-- Begin and end are medians. End includes reading the result. Open is the time until the first window has ended;
+- Begin, end and result (reading the energy) are medians. At each edge, joulewatch waits for the next two refreshes of
+  the counter: 1.5 ms on average, which is part of begin and end. Open is the time until the first window has ended;
   joulewatch's library needs the exporter too. node_exporter was scraped every 1 s, the exporter was not.
 - Zeus finds a wrap 0.1 to 1 s later, so errors of 1,024 J are also in windows that follow a wrap; on hardware they are
   as rare as wraps. perun starts a process for each window.

@@ -2,8 +2,8 @@
 
 Usage: ``python peers_tools.py TOOL REQUEST.json ANSWER.json``. The machine's power passes through segments of equal
 length. The request has the lengths of the windows that fit into one segment, those of longer windows, and the longest
-total time. The answer has one row for each window: the times of its edges on the monotonic clock, when begin was called
-and end returned with the energy, and that energy.
+total time. The answer has one row for each window: the times of its edges on the monotonic clock, when begin was
+called, end returned and the energy was read, and that energy.
 
 The tools are imported by name, because the environment of the benchmark has only some of them.
 """
@@ -38,12 +38,16 @@ class Zeus:
 
     def __init__(self, _: dict[str, Any]) -> None:
         self.monitor = importlib.import_module("zeus.monitor").ZeusMonitor(gpu_indices=[], cpu_indices=[0])
+        self.measurement: Any = None
 
     def begin(self) -> None:
         self.monitor.begin_window("window")
 
-    def end(self) -> Result:
-        return self.monitor.end_window("window").cpu_energy[0], None
+    def end(self) -> None:
+        self.measurement = self.monitor.end_window("window")
+
+    def result(self) -> Result:
+        return self.measurement.cpu_energy[0], None
 
     def close(self) -> None: ...
 
@@ -59,6 +63,7 @@ class CodeCarbonTask:
         if request["poll_s"]:
             self.options["measure_power_secs"] = request["poll_s"]
         self.tracker = self.make()
+        self.task: Any = None
 
     def make(self) -> Any:
         return importlib.import_module("codecarbon").OfflineEmissionsTracker(**self.options)
@@ -66,8 +71,11 @@ class CodeCarbonTask:
     def begin(self) -> None:
         self.tracker.start_task()
 
-    def end(self) -> Result:
-        return self.tracker.stop_task().cpu_energy * _JOULES_PER_KWH, None
+    def end(self) -> None:
+        self.task = self.tracker.stop_task()
+
+    def result(self) -> Result:
+        return self.task.cpu_energy * _JOULES_PER_KWH, None
 
     def close(self) -> None:
         self.tracker.stop()
@@ -80,8 +88,10 @@ class CodeCarbonTracker(CodeCarbonTask):
         self.tracker = self.make()
         self.tracker.start()
 
-    def end(self) -> Result:
+    def end(self) -> None:
         self.tracker.stop()
+
+    def result(self) -> Result:
         return self.tracker.final_emissions_data.cpu_energy * _JOULES_PER_KWH, None
 
     def close(self) -> None: ...
@@ -98,8 +108,10 @@ class PyJoules:
     def begin(self) -> None:
         self.meter.start(tag="window")
 
-    def end(self) -> Result:
+    def end(self) -> None:
         self.meter.stop()
+
+    def result(self) -> Result:
         return self.meter.get_trace()[0].energy["package_0"] * 1e-6, None
 
     def close(self) -> None: ...
@@ -117,8 +129,10 @@ class PyRapl:
         self.measurement = self.module.Measurement("window")
         self.measurement.begin()
 
-    def end(self) -> Result:
+    def end(self) -> None:
         self.measurement.end()
+
+    def result(self) -> Result:
         # Without a result the counter wrapped back below its start, or did not move.
         package = self.measurement.result.pkg
         return None if package is None else package[0] * 1e-6, None
@@ -135,12 +149,16 @@ class Library:
         meter = importlib.import_module("joulewatch").Meter
         self.meter = meter(request["exporter"], output=request["output"]).open()
 
+        self.window: Any = None
+
     def begin(self) -> None:
         self.meter.begin("window")
 
-    def end(self) -> Result:
-        window = self.meter.end()
-        return window.joules, window.uncertainty
+    def end(self) -> None:
+        self.window = self.meter.end()
+
+    def result(self) -> Result:
+        return self.window.joules, self.window.uncertainty
 
     def close(self) -> None:
         self.meter.close()
@@ -199,8 +217,10 @@ def take_windows(tool: Any, schedule: Schedule) -> list[dict[str, Any]]:
         start_ns = time.monotonic_ns()
         time.sleep(length_s)
         stop_ns = time.monotonic_ns()
-        joules, uncertainty = tool.end()
+        tool.end()
         returned_ns = time.monotonic_ns()
+        joules, uncertainty = tool.result()
+        read_ns = time.monotonic_ns()
         rows.append(
             {
                 "length_s": length_s,
@@ -208,6 +228,7 @@ def take_windows(tool: Any, schedule: Schedule) -> list[dict[str, Any]]:
                 "start_ns": start_ns,
                 "stop_ns": stop_ns,
                 "returned_ns": returned_ns,
+                "read_ns": read_ns,
                 "joules": joules,
                 "uncertainty": uncertainty,
             }
@@ -303,6 +324,7 @@ def main(name: str, request_file: str, answer_file: str) -> int:
         tool.begin()
         time.sleep(0.05)
         tool.end()
+        tool.result()
         answer["open_s"] = (time.monotonic_ns() - opened_ns) / 1e9
         pids = family(os.getpid())
         before_s = processor_s(pids)

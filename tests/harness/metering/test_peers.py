@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import accuracy_texts, cell_of
+from benchmarks.peers_readme import README_TOOLS, readme_table
 
 
 def window(joules: float | None, uncertainty: float | None = None) -> dict[str, Any]:
@@ -36,3 +37,18 @@ def test_an_uncertainty_holds_if_the_truth_is_within() -> None:
 
 def test_a_tool_without_any_number_has_no_error() -> None:
     assert accuracy_texts(cell_of([window(None)])) == ["1", "no number", "", "", "", "", "1"]
+
+
+def test_the_rows_of_the_readme_pool_the_loads() -> None:
+    accuracy, wraps, cost = [], [], []
+    for tool in README_TOOLS:
+        own = tool == "joulewatch library"
+        for load, error in (("steady", 3.0), ("ripple", 4.0)):
+            cell = cell_of([window(100.0 + error, 5.0 if own else None)])
+            accuracy.append({"tool": tool, "length_s": 0.0203, "load": load, **cell})
+        wraps.append({"tool": tool, "wraps": "1", **cell_of([window(100.1 if own else -20.0)])})
+        cost.append({"tool": tool, "begin_ms": 2.0, "end_ms": 2.5})
+    head, _, *rows = readme_table({"accuracy": accuracy, "wraps": wraps, "cost": cost}).splitlines()
+    assert "rms error, 20 ms" in head
+    assert rows[0] == "| Zeus | 3.54 % | no number | no number | none | ≤ 0 J | 4.5 ms |"
+    assert rows[-1] == "| joulewatch library | 3.54 % | no number | no number | 5.0 % (2/2 held) | right | 4.5 ms |"
