@@ -13,6 +13,7 @@ from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measu
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.gum import NORMAL_95
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
 from joulewatch_harness.plan.refresh import has_refresh
 
@@ -175,11 +176,30 @@ def _steady(run: MeasuredRun, sensor: SensorId, results: Results) -> Iterator[Fi
             )
 
 
+def _too_uncertain(run: MeasuredRun, sensor: SensorId, results: Results) -> Iterator[Finding]:
+    for measured, result in results:
+        energy = result.energy
+        if energy is None or measured.window.kind != "measure":
+            continue
+        expanded = NORMAL_95 * energy.standard_joules
+        if expanded > energy.joules > 0:
+            largest = max(energy.budget, key=lambda item: item.standard_joules)
+            yield Finding(
+                severity="warning",
+                reason="too_uncertain",
+                text=f"{sensor}: {energy.joules:.3g} J ± {expanded:.3g} J: {largest.name}, {largest.text}; use longer "
+                "windows, or stop other load on the machine",
+                evidence={"sensor": str(sensor), "joules": energy.joules, "uncertainty_joules": expanded},
+                window=measured.window.index,
+            )
+
+
 SensorCheck = Callable[[MeasuredRun, SensorId, Results], Iterator[Finding]]
 SENSOR_CHECKS: Final[tuple[SensorCheck, ...]] = (
     _missing,
     _edges_and_history,
     _below_refresh,
+    _too_uncertain,
     _wraps,
     _rejected,
     _unmeasured,

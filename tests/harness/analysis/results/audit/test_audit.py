@@ -425,6 +425,20 @@ def _() -> tuple[World, Samples]:
     return with_flag("too_short")
 
 
+@case("too_uncertain", "warning")
+def _() -> tuple[World, Samples]:
+    """A process was interrupted: the counter was read 8 s after windows of some seconds."""
+
+    def late(edge: Edge) -> Edge:
+        counters = tuple(
+            dataclasses.replace(item, read_at_s=item.read_at_s + 8.0, energy_joules=item.energy_joules + 800.0)
+            for item in edge.counters
+        )
+        return dataclasses.replace(edge, counters=counters, answered_at_s=edge.answered_at_s + 8.0)
+
+    return with_edge(late), []
+
+
 @case("overloaded", "warning")
 def _() -> tuple[World, Samples]:
     return with_flag("overloaded")
