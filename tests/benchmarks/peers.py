@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from benchmarks.peers_tools import IDLE_S, family, memory_mib, processor_s
+from benchmarks.peers_tools import EDGES_S, IDLE_S, family, memory_mib, processor_s
 from joulewatch_exporter.emulator.truth import Truth
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.energy.window_energy import WindowEnergy
@@ -299,14 +300,19 @@ class Bench:
 
     def from_journal(self, run: Path, tool: str, source: PrometheusSource | None, length_s: float | None) -> None:
         record = read_run(run)
+        if source is not None:
+            # Without edges, the energies are those of the history.
+            windows = (replace(window, start_edge=None, end_edge=None) for window in record.windows)
+            record = replace(record, windows=tuple(windows))
         spans = [(window.start_s, window.end_s) for window in record.windows]
         history = source.history(spans, record.header.exporters) if source else History(source="")
         for measured in measure_whole_run(record, history).windows:
             if measured.window.kind != "measure":
                 continue
-            (energies,) = measured.sensors.values()
-            energy = energies.history if source else energies.edges
+            (energy,) = (result.energy for result in measured.sensors.values())
             nearest = min(HISTORY_S, key=lambda length: abs(length - measured.window.duration_s))
+            if length_s is None and abs(nearest - measured.window.duration_s) > EDGES_S:
+                continue  # the tool's first window, which does not count
             start_ns = self.at_ns(measured.span.start_s)
             self.add(
                 tool,
