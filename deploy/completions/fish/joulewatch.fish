@@ -116,7 +116,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
-complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l format -xka "table json csv mlperf-energy codecarbon" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l format -xka "table json csv mlperf-energy codecarbon aiperf" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l carbon -x -d 'carbon intensity of the electricity, for the emissions of --format codecarbon'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write the figure: .png, .svg or .pdf'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l net -d 'show net and attributed energy in the figure too'
