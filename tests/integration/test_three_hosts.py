@@ -115,10 +115,12 @@ def check_window(host: Host, measured: MeasuredWindow, sensor: SensorId, *, meth
     """Check the hard bounds of one host in one window by each method, and return the relative error by edges."""
     true = host.true_joules(measured.window)
     result = measured.sensors[sensor]
-    energies = [energy for energy in (result.edges, result.history) if energy is not None]
-    assert {energy.method for energy in energies} == methods, result.text
-    for energy in energies:
-        where = (host.name, measured.window.index, energy.method, energy.joules, true)
+    energies = {"edges": result.edges, "history": result.history}
+    assert {method for method, energy in energies.items() if energy is not None} == methods, result.text
+    for method, energy in energies.items():
+        if energy is None:
+            continue
+        where = (host.name, measured.window.index, method, energy.joules, true)
         assert energy.lower_joules <= true <= energy.upper_joules, where
     assert result.edges is not None
     return abs(result.edges.joules - true) / true

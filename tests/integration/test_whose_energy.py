@@ -242,8 +242,11 @@ def test_networks_at_the_same_time_have_their_shares_and_their_sum_is_the_device
         rest = [one.parts[name].joules for name in ("others", "measuring", "system")]
         assert math.fsum([own, *rest, one.idle_joules]) == pytest.approx(one.joules, rel=1e-9)
         assert one.joules == other.joules
-        # Both compute all the time, so they have the same power: within the kernel's steps and its fairness.
-        assert one.parts["own"].joules == pytest.approx(other.parts["own"].joules, rel=0.5)
+        # On a busy machine the kernel may give one of them more time; the energy follows that.
+        time = windows[one.window].processor_time
+        assert time is not None
+        share = time.networks_s["a (with b)"] / sum(time.networks_s.values())
+        assert one.parts["own"].joules / own == pytest.approx(share, rel=1e-6)
     for total in (first, second):
         assert total.gross is None and total.net is None and total.attributed is not None
         assert "only its attributed energy is known" in total.missing

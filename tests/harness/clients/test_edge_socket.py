@@ -17,6 +17,7 @@ from joulewatch_harness.clients.edge_socket import HEADER, EdgeAnswer, path_of
 from joulewatch_harness.clients.exporter import ExporterClient
 from joulewatch_harness.errors import ExporterUnreachableError
 from joulewatch_harness.runner.edges import START_TRIES, EdgeReader
+from support.waiting import wait_until
 
 LABELS = {"scope": "device", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
 STEP = {"error_s": 2e-6, "before_joules": 9.0, "first_joules": 9.5, "span_s": 0.001}
@@ -223,6 +224,7 @@ def test_an_answer_that_nobody_waited_for_is_not_that_of_the_next_request(
     """As after Ctrl-C in a notebook."""
 
     def interrupt() -> None:
+        wait_until(lambda: len(at_socket.edges) == 2, "the request at the exporter")
         raise KeyboardInterrupt
 
     at_socket.edges = [edge(), edge(joules=1.0), edge(joules=2.0), edge(joules=3.0)]
