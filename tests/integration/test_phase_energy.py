@@ -99,7 +99,8 @@ def measure(network: Any, batch: int, track: PowerTrack, reader: EdgeReader) -> 
         if powers:
             return powers[0], per_batch_s
         certain = sum(point.error_s <= LARGEST_ERROR_S for points in trace.steps().values() for point in points)
-        assert certain <= INTERVALS_PER_PHASE * (len(WATTS) + 1), "refreshes enough, and no fit"
+        # Some of these are outside of the window, or much less certain than most, and not used for the fit.
+        assert certain <= 1.25 * INTERVALS_PER_PHASE * (len(WATTS) + 1), "refreshes enough, and no fit"
     raise TooUncertainError
 
 
