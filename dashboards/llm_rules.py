@@ -1,7 +1,7 @@
 """The recording rules of LLM servers, from the mapping of their counters.
 
 The label ``host`` joins a server to the energy of its machine; without one, it is the host of ``instance``. Rates are
-summed first and divided once; without tokens there is no quotient.
+summed first and divided once. A server without tokens has no series.
 """
 
 from __future__ import annotations

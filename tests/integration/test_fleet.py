@@ -6,7 +6,6 @@ import time
 from typing import Any, Final
 
 import pytest
-import requests
 
 from support import dashboards
 from support.dashboards import Query
@@ -25,22 +24,8 @@ LIMIT_S: Final = 10.0
 
 def execute(fleet: Fleet, query: Query, **variables: str) -> list[dict[str, Any]]:
     """Run a query as Grafana does when the dashboard opens; ``variables`` replace values of its variables."""
-    values = {
-        "__range": f"{round(fleet.end_s - fleet.start_s)}s",
-        "__rate_interval": "60s",
-        "cluster": ".*",
-        **{item["name"]: item["query"] for item in BOARD["templating"]["list"] if item["type"] == "textbox"},
-        **variables,
-    }
-    expr = dashboards.substitute(query.expr, values)
-    parameters: dict[str, object] = {"query": expr, "time": fleet.end_s}
-    if query.kind == "range":
-        step_s = (fleet.end_s - fleet.start_s) / STEPS
-        parameters = {"query": expr, "start": fleet.start_s, "end": fleet.end_s, "step": step_s}
-    path = "query_range" if query.kind == "range" else "query"
-    body = requests.post(f"{fleet.url}/api/v1/{path}", data=parameters, timeout=60).json()
-    assert body["status"] == "success", body
-    return list(body["data"]["result"])
+    texts = {item["name"]: item["query"] for item in BOARD["templating"]["list"] if item["type"] == "textbox"}
+    return fleet.execute(query, steps=STEPS, **{**texts, **variables})
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)

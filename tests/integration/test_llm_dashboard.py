@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
-import requests
 
 from support import dashboards, simulated_llm
 from support.dashboards import Query
@@ -22,17 +21,7 @@ MOST_SERIES: Final = 20
 
 def execute(fleet: Fleet, query: Query, **variables: str) -> list[dict[str, Any]]:
     """Run a query as Grafana does when the dashboard opens; ``variables`` replace values of its variables."""
-    span = f"{round(fleet.end_s - fleet.start_s)}s"
-    values = {"__range": span, "__rate_interval": "60s", "cluster": ".*", "host": ".*", "model": ".*", **variables}
-    expr = dashboards.substitute(query.expr, values)
-    parameters: dict[str, object] = {"query": expr, "time": fleet.end_s}
-    if query.kind == "range":
-        step_s = (fleet.end_s - fleet.start_s) / STEPS
-        parameters = {"query": expr, "start": fleet.start_s, "end": fleet.end_s, "step": step_s}
-    path = "query_range" if query.kind == "range" else "query"
-    body = requests.post(f"{fleet.url}/api/v1/{path}", data=parameters, timeout=60).json()
-    assert body["status"] == "success", body
-    return list(body["data"]["result"])
+    return fleet.execute(query, steps=STEPS, **{"host": ".*", "model": ".*", **variables})
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from support import simulated_llm
+import requests
+
+from support import dashboards, simulated_llm
+from support.dashboards import Query
 from support.servers import PrometheusServer
 
 SERVERS: Final = 1000
@@ -37,6 +40,25 @@ class Fleet:
     start_s: float
     end_s: float
     watts: float
+
+    def execute(self, query: Query, *, steps: int, **variables: str) -> list[dict[str, Any]]:
+        """Run a query as Grafana does when the dashboard opens.
+
+        Args:
+            query: Of a panel.
+            steps: Points of a range.
+            variables: Values of the dashboard's variables.
+        """
+        span_s = self.end_s - self.start_s
+        values = {"__range": f"{round(span_s)}s", "__rate_interval": "60s", "cluster": ".*", **variables}
+        parameters: dict[str, object] = {"query": dashboards.substitute(query.expr, values), "time": self.end_s}
+        path = "query"
+        if query.kind == "range":
+            path = "query_range"
+            parameters |= {"start": self.start_s, "end": self.end_s, "step": span_s / steps}
+        body = requests.post(f"{self.url}/api/v1/{path}", data=parameters, timeout=60).json()
+        assert body["status"] == "success", body
+        return list(body["data"]["result"])
 
 
 def watts_of(server: int, at_s: float) -> float:

@@ -318,7 +318,7 @@ class Attributor:
             timeout_s: How long to wait for all sources.
 
         Returns:
-            The counters; None: there is no source, so nothing is shared.
+            The counters; None if no usage source is open.
         """
         if not self._sources:
             return None

@@ -53,7 +53,7 @@ def find_hierarchies(host: Host, wanted: Literal["auto", "v1", "v2"]) -> tuple[H
         wanted: ``auto``, or the version.
 
     Raises:
-        SensorAbsentError: There is none; the text has the fix.
+        SensorAbsentError: No hierarchy is mounted; the text has the fix.
     """
     known: dict[Version, Hierarchy] = {}
     for version, root, view in (*_mounted(host), *_usual(host)):

@@ -372,7 +372,7 @@ class _Queues:
                 if gpu != "0" and units:
                     address = _address(properties.get("domain", 0), properties.get("location_id", 0))
                     self._gpus[gpu] = address
-                    # The partitions of a card are nodes of their own at one address.
+                    # Each partition of a card has a node; all have the card's address.
                     self.units[address] = self.units.get(address, 0) + units
 
     def read(self) -> dict[str, dict[int, float | None]]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +18,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 NAME: Final = "idle.json"
-DEFAULT_FOLDER: Final = "/var/lib/joulewatch"
-
-
-def state_folder(environment: Mapping[str, str]) -> Path | None:
-    """Return the state folder of the service, or ``/var/lib/joulewatch``; None: there is neither."""
-    folder = Path(environment.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_FOLDER)
-    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Final, Literal
 from joulewatch_exporter.attribution.model import Kind
 
 Level = Literal["folder", "workload", "part"]
-"""folder: workloads are below it; workload: a consumer with a name of its own; part: a piece of a workload, such as a
+"""folder: workloads are below it; workload: a consumer with a name; part: a piece of a workload, such as a
 container of a pod or a step of a job, which only ``depth: container`` shows."""
 
 

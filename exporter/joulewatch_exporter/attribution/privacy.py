@@ -24,12 +24,12 @@ from typing import Any, Final, Literal
 
 from joulewatch_exporter.attribution.model import Workload
 from joulewatch_exporter.attribution.names import user_of
+from joulewatch_exporter.attribution.state_folder import state_path
 from joulewatch_exporter.model import Host
 
 logger = logging.getLogger(__name__)
 
 KEY_NAME: Final = "workload-names.key"
-DEFAULT_FOLDER: Final = "/var/lib/joulewatch"
 _KEY_BYTES: Final = 32
 _DIGITS: Final = 12
 _PURPOSE: Final = b"joulewatch names of workloads"
@@ -82,7 +82,7 @@ class Privacy:
 
     @property
     def missing_folder(self) -> str:
-        """The folder without which there is no secret key for the digests that are shown; empty if there is none."""
+        """The folder that is missing for a secret key of the digests; empty if the key is secret or not needed."""
         return self._load_key()[1] if self.hashes else ""
 
     def note(self, keys: Iterable[str]) -> None:
@@ -116,7 +116,7 @@ class Privacy:
         """
         if not self.hashes:
             return workload
-        # Jobs have names of their own, and a user.
+        # The name of a job does not contain its user.
         names = _HASHED if self._names == "hash" or user_of(key) else ("user",)
         hidden: dict[str, Any] = {name: self._digest(text) for name in names if (text := getattr(workload, name))}
         return dataclasses.replace(workload, **hidden)
@@ -133,8 +133,8 @@ def digest_key(environment: Mapping[str, str], host: Host) -> tuple[bytes, str]:
         environment: ``STATE_DIRECTORY`` is the state folder that systemd made.
         host: The machine; its ``etc`` is next to its procfs.
     """
-    folder = environment.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_FOLDER
-    path = Path(folder, KEY_NAME)
+    folder = state_path(environment)
+    path = folder / KEY_NAME
     try:
         if not path.exists():
             _create(path)
@@ -147,7 +147,7 @@ def digest_key(environment: Mapping[str, str], host: Host) -> tuple[bytes, str]:
     machine = b""
     with contextlib.suppress(OSError):
         machine = Path(host.procfs.parent, "etc/machine-id").read_bytes().strip()
-    return hmac.new(machine or _process_key(), _PURPOSE, hashlib.sha256).digest(), folder
+    return hmac.new(machine or _process_key(), _PURPOSE, hashlib.sha256).digest(), str(folder)
 
 
 @cache

@@ -53,7 +53,7 @@ class ProcessKeys:
             pid: As in ``host.procfs``.
 
         Returns:
-            `ROOT` if it is in no cgroup that can be seen; None if there is no such process.
+            `ROOT` if its cgroup is not visible; None if the process does not exist.
         """
         text = _text(f"{self._procfs}/{pid}/cgroup")
         if not text:

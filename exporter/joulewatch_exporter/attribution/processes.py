@@ -90,7 +90,7 @@ class ProcessesSource:
             options: `ProcessesOptions`.
 
         Raises:
-            SensorAbsentError: There is no procfs, or cgroups can be read.
+            SensorAbsentError: procfs is missing, or cgroups can be read.
             SensorDeniedError: It cannot be read.
         """
         assert isinstance(options, ProcessesOptions)

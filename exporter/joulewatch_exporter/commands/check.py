@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter import __version__
-from joulewatch_exporter.attribution.idle_file import load, state_folder
+from joulewatch_exporter.attribution.idle_file import load
 from joulewatch_exporter.attribution.model import UsageSource
+from joulewatch_exporter.attribution.state_folder import state_folder
 from joulewatch_exporter.catalog import frozen_after_s, resolution_joules
 from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine

@@ -58,7 +58,7 @@ def _once(
     sources: Sequence[type[UsageSource]],
 ) -> int:
     from joulewatch_exporter.attribution.attributor import Attributor
-    from joulewatch_exporter.attribution.idle_file import state_folder
+    from joulewatch_exporter.attribution.state_folder import state_folder
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.sampling.saved import SavedState
     from joulewatch_exporter.server.exposition import Exposition

@@ -95,7 +95,7 @@ def serve(
 ) -> int:
     """Serve until a signal arrives, or stdin is closed, and return the exit code."""
     from joulewatch_exporter.attribution.attributor import Attributor
-    from joulewatch_exporter.attribution.idle_file import state_folder
+    from joulewatch_exporter.attribution.state_folder import state_folder
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.access import Access
     from joulewatch_exporter.server.edge import render_edge

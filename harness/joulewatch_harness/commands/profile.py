@@ -433,15 +433,15 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
     record = read_run(prepared.folder)
     source: SampleSource | None
     if prepared.plan.sources:
-        end_s = max((window.end_s for window in record.windows), default=0.0)
         record, source = by_sources(record, prepared.plan.sources, prepared.prometheus)
-        wait_for_samples(source, end_s, prepared.sensors)
     else:
         source = open_source(prometheus=prepared.prometheus) if recording is None else open_recording(recording)
     with contextlib.ExitStack() as stack:
         close = getattr(source, "close", None)
         if callable(close):
             stack.callback(close)
+        if prepared.plan.sources and source is not None:
+            wait_for_samples(source, max((window.end_s for window in record.windows), default=0.0), prepared.sensors)
         result = analyze_run(record, source)
     as_json = to_json.render_json(result)
     if form == "json":

@@ -1,6 +1,6 @@
 """Count everything that one configuration's process uses, also the children that it starts.
 
-The process gets a cgroup of its own where that is possible, because the kernel then keeps the processor time of every
+The process gets a new cgroup where that is possible, because the kernel then keeps the processor time of every
 process in it, also of those that live for a few milliseconds or that detach themselves. Tried in this order:
 
 * ``delegated``: a cgroup below the harness's own one, if this user may create one there: in a service with

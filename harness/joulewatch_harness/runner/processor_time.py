@@ -8,7 +8,7 @@ and in user), count once. Steal counts as busy: other guests of the same hardwar
 
 *Own* is the time of this process and all its descendants, with all their threads: the networks' processes and an
 exporter that local mode started. It is read from the clock of each process, which counts nanoseconds. Every network in
-its own process has a reading of its own (``ProcessGroup``).
+its own process is read separately (``ProcessGroup``).
 
 *Services* are what the run uses on this machine without having started it: an exporter, a Prometheus server.
 
@@ -90,7 +90,7 @@ class ProcessorClock:
     Args:
         proc: Mount point of procfs; for tests.
         pid: The harness; for tests.
-        networks: Configuration -> its network, if that is in a process of its own.
+        networks: Configuration -> its network, if that runs in a separate process.
         in_process: The configurations, if their networks are in the harness's process. The one that is measured then
             has all its time, that of the recording of scrapes included.
         exporter: Process id of an exporter that the run started.

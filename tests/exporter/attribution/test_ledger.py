@@ -1,4 +1,4 @@
-"""Shares add up to the energy of the devices, whatever comes and goes; who used it gets it."""
+"""Shares add up to the energy of the devices while workloads and devices come and go."""
 
 from __future__ import annotations
 

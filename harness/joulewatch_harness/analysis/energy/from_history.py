@@ -310,7 +310,7 @@ class _Edge:
     error_s: Floats
     clock_error_s: Floats
     first: Integers
-    """The last sample certainly before the edge, whatever the clock offset is."""
+    """The last sample that is before the edge at every possible clock offset."""
     last: Integers
     """The first sample certainly not before it."""
     before: Integers

@@ -147,12 +147,12 @@ def calibration_notices(rows: Sequence[SensorEnergy]) -> list[Notice]:
 
 
 def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
-    """Return the sum over device sensors; None if one of them has no number, or there are none."""
+    """Return the sum over device sensors; None without sensors, or if one of them has no number."""
     return sum_of([row for row in rows if row.sensor.scope == "device"])
 
 
 def sum_of(rows: Sequence[SensorEnergy]) -> Joules | None:
-    """Return the sum over sensors; None if one of them has no number, or there are none."""
+    """Return the sum over sensors; None without sensors, or if one of them has no number."""
     energies = [energy for row in rows if (energy := row.joules) is not None]
     return None if not rows or len(energies) < len(rows) else sum_joules(energies)
 

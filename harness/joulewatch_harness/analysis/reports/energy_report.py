@@ -201,15 +201,7 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str, notices: S
         "estimated": "estimated" in _methods(rows),
         "emulated": "emulated" in _methods(rows),
         "sensors": [_row_document(row) for row in rows],
-        "total_over_devices": None
-        if total is None
-        else {
-            "joules": total.joules,
-            "expanded_uncertainty": total.expanded_joules,
-            "covers": list(total.covers),
-            "lower_joules": total.lower_joules,
-            "upper_joules": total.upper_joules,
-        },
+        "total_over_devices": joules_document(total),
         "findings": [
             {
                 "severity": notice.severity,
@@ -221,6 +213,19 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str, notices: S
         ],
     }
     return json_text(document)
+
+
+def joules_document(energy: Joules | None) -> dict[str, Any] | None:
+    """Return an energy for JSON; None if it is not known."""
+    if energy is None:
+        return None
+    return {
+        "joules": energy.joules,
+        "expanded_uncertainty": energy.expanded_joules,
+        "covers": list(energy.covers),
+        "lower_joules": energy.lower_joules,
+        "upper_joules": energy.upper_joules,
+    }
 
 
 def _row_document(row: SensorEnergy) -> dict[str, Any]:

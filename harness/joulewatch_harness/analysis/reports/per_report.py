@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from joulewatch_harness.analysis.energy.costs import Cost
 from joulewatch_harness.analysis.energy.per_counter import Increase, Quotient
-from joulewatch_harness.analysis.energy.sensor_energies import Joules
 from joulewatch_harness.analysis.energy.window_energy import Span
+from joulewatch_harness.analysis.reports.energy_report import joules_document
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, plain, warning_line
 from joulewatch_harness.analysis.results.per_counter import CounterRow, PerCounter
@@ -217,7 +217,7 @@ def render_json(result: PerCounter, span: Span, where: str, notices: Sequence[No
             "coverage": 0.95,
             "estimated": "estimated" in methods,
             "emulated": "emulated" in methods,
-            "energy": _joules_document(result.energy),
+            "energy": joules_document(result.energy),
             "machines": list(result.machines),
             "sensors": [str(row.sensor) for row in result.sensors],
             "counters": [_row_document(row, result.label) for row in result.rows],
@@ -228,18 +228,6 @@ def render_json(result: PerCounter, span: Span, where: str, notices: Sequence[No
             ],
         }
     )
-
-
-def _joules_document(energy: Joules | None) -> dict[str, Any] | None:
-    if energy is None:
-        return None
-    return {
-        "joules": energy.joules,
-        "expanded_uncertainty": energy.expanded_joules,
-        "covers": list(energy.covers),
-        "lower_joules": energy.lower_joules,
-        "upper_joules": energy.upper_joules,
-    }
 
 
 def _row_document(row: CounterRow, label: str) -> dict[str, Any]:
@@ -257,7 +245,7 @@ def _row_document(row: CounterRow, label: str) -> dict[str, Any]:
             "lower": units.lower,
             "upper": units.upper,
         },
-        "energy": _joules_document(row.energy),
+        "energy": joules_document(row.energy),
         "energy_is": "whole" if row.group is None else "share in proportion to the counter, a convention",
         "joules_per_unit": None
         if quotient is None

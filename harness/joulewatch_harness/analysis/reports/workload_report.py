@@ -9,6 +9,7 @@ from typing import Any, Final
 from joulewatch_harness.analysis.energy.sensor_energies import Joules
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.energy.workloads import IdlePolicy, ShareEnergy, WorkloadEnergy
+from joulewatch_harness.analysis.reports.energy_report import joules_document
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
@@ -193,7 +194,7 @@ def render_json(
 def workload_document(row: WorkloadEnergy) -> dict[str, Any]:
     """Return one workload, or a sum, for JSON."""
     low, high = row.share_joules
-    energy = _energy_document(row.joules)
+    energy = joules_document(row.joules)
     if energy is not None:
         energy |= {"share_lower_joules": low, "share_upper_joules": high, "active_joules": row.active_joules}
         energy["idle_joules"] = _idle_joules(row)
@@ -201,7 +202,7 @@ def workload_document(row: WorkloadEnergy) -> dict[str, Any]:
             {
                 "component": part.device.component,
                 "device": part.device.device,
-                **(_energy_document(part.joules) or {}),
+                **(joules_document(part.joules) or {}),
                 "share_lower_joules": part.share_lower_joules,
                 "share_upper_joules": part.share_upper_joules,
                 "active_joules": part.active_joules,
@@ -220,16 +221,4 @@ def workload_document(row: WorkloadEnergy) -> dict[str, Any]:
         "missing": row.reason,
         "missing_text": row.text,
         "energy": energy,
-    }
-
-
-def _energy_document(joules: Joules | None) -> dict[str, Any] | None:
-    if joules is None:
-        return None
-    return {
-        "joules": joules.joules,
-        "expanded_uncertainty": joules.expanded_joules,
-        "covers": list(joules.covers),
-        "lower_joules": joules.lower_joules,
-        "upper_joules": joules.upper_joules,
     }

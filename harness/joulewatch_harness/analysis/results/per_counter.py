@@ -107,7 +107,7 @@ def per_counter(
         counters: Counter, as it was asked for -> its series.
         patterns: Wildcards for sensors; none: all.
         scope: ``device`` or ``node``.
-        label: Label whose values have rows of their own.
+        label: Label; each of its values has a row.
         fit: Counters whose costs are separated by least squares; none: no fit.
     """
     sensors = summed(measure(history, span, patterns, scope), scope)
