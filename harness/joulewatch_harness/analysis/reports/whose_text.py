@@ -64,7 +64,7 @@ def shares_columns(groups: Sequence[GroupResult], scale: float) -> list[Column[G
                 return text
             return f"{text} ({four_digits(part.low_joules * each)} to {four_digits(part.high_joules * each)})"
 
-        return Column(dict(_CONSUMERS)[name], cell, priority=int(name in ("own", "others")))
+        return Column(dict(_CONSUMERS)[name], cell, priority=int(name in ("measuring", "system")))
 
     def whole(name: str) -> Column[GroupResult]:
         key = "joules" if name == "devices" else "idle_joules"
