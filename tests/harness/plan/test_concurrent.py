@@ -72,7 +72,7 @@ def test_the_flag_names_networks_or_takes_those_of_the_plan() -> None:
 
 def test_the_change_between_two_estimates_has_their_uncertainty() -> None:
     def estimate(value: float, expanded: float | None) -> Estimate:
-        return Estimate(value=value, standard=(expanded or 0.0) / 2, expanded=expanded, factor=2.0, dof=1e9, budget=())
+        return Estimate(value=value, standard=(expanded or 0.0) / 2, expanded=expanded, dof=1e9, budget=())
 
     change = change_percent(estimate(10.0, 0.3), estimate(12.0, 0.48))
     assert change is not None and change.value == pytest.approx(20.0)

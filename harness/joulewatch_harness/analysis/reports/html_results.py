@@ -165,7 +165,7 @@ def budgets_section(result: RunResult, unit: Unit, *, expanded: bool) -> Markup:
             gross = group.total.gross
             if group.configuration.name == name and gross is not None:
                 dof = "many" if gross.dof > 1000 else f"{gross.dof:.3g}"
-                factor = "" if gross.expanded is None else f", k = {gross.factor:.3g}, {dof} degrees of freedom"
+                factor = "" if gross.factor is None else f", k = {gross.factor:.3g}, {dof} degrees of freedom"
                 caption = f"Batch {group.batch_size}: {energy_text(gross, unit.scale)} {unit.name}{factor}"
                 rows = sorted(gross.budget, key=lambda line: -line.standard)
                 columns = to_text.budget_columns(gross.standard**2, unit.scale, unit.name)

@@ -100,7 +100,7 @@ def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | 
         "expanded_uncertainty": estimate.expanded,
         "covers": list(estimate.covers),
         "coverage": 0.95,
-        "coverage_factor": None if estimate.expanded is None else estimate.factor,
+        "coverage_factor": estimate.factor,
         "degrees_of_freedom": _finite(estimate.dof),
         "budget": [
             {

@@ -432,10 +432,10 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
         ):
             if estimate is not None:
                 dof = "many" if estimate.dof > 1000 else f"{estimate.dof:.3g}"
-                factor = f" (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
+                factor = "" if estimate.factor is None else f" (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
                 heading = (
                     f"{group.configuration.name}, batch {group.batch_size}, {basis}: "
-                    f"{energy_text(estimate, scale)} {unit}{factor if estimate.expanded is not None else ''}"
+                    f"{energy_text(estimate, scale)} {unit}{factor}"
                 )
                 rows = sorted(estimate.budget, key=lambda line: -line.standard)
                 table = Table(budget_columns(estimate.standard**2, scale, unit), rows)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from joulewatch_harness.analysis.results.model import Estimate, GroupResult, Interference
-from joulewatch_harness.gum import NORMAL_95
 
 
 def interferences(groups: Sequence[GroupResult]) -> Iterator[Interference]:
@@ -44,7 +43,6 @@ def change_percent(before: Estimate | None, after: Estimate | None) -> Estimate 
         value=100.0 * (ratio - 1.0),
         standard=combined(before.standard, after.standard),
         expanded=expanded,
-        factor=NORMAL_95,
         dof=math.inf,
         budget=(),
     )

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.gum import NORMAL_95
 from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
 
 TOTAL: Final = "total"
@@ -52,13 +53,19 @@ class Estimate:
     """Combined standard uncertainty."""
     expanded: float | None
     """At 95 % coverage; None: not known, because a single usable round does not show the repeatability."""
-    factor: float
     dof: float
     budget: tuple[BudgetLine, ...]
     rounds: Mapping[int, float] = field(default_factory=dict)
     """Round -> value of that round; ``value`` is their mean. A comparison pairs these."""
     covers: tuple[Coverage, ...] = ()
     """What the uncertainty includes; ``accuracy`` only if every sensor has a published one."""
+
+    @property
+    def factor(self) -> float | None:
+        """Coverage factor k; None: the expanded uncertainty is not known."""
+        if self.expanded is None:
+            return None
+        return self.expanded / self.standard if self.standard > 0 else NORMAL_95
 
     def divided_by(self, count: float) -> Estimate:
         """Return this value per unit of a count that is known exactly."""
@@ -83,7 +90,6 @@ class Estimate:
             value=1 / self.value,
             standard=self.standard * scale,
             expanded=None if self.expanded is None else self.expanded * scale,
-            factor=self.factor,
             dof=self.dof,
             budget=tuple(replace(line, standard=line.standard * scale) for line in self.budget),
             covers=self.covers,

@@ -346,7 +346,6 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
         value=float(data["value"]),
         standard=float(data["standard_uncertainty"]),
         expanded=None if data["expanded_uncertainty"] is None else float(data["expanded_uncertainty"]),
-        factor=float(data["coverage_factor"]),
         dof=math.inf if dof is None else float(dof),
         budget=lines,
         rounds=_rounds(data.get("rounds", {})),

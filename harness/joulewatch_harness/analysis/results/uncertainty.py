@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, WindowEnergy
 from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
-from joulewatch_harness.gum import COVERAGE, NORMAL_95, expand, mean, standard_error
+from joulewatch_harness.gum import COVERAGE, expand, mean, standard_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,6 @@ def estimate_of(
         value=value,
         standard=result.standard,
         expanded=result.expanded,
-        factor=result.expanded / result.standard if result.standard > 0 else NORMAL_95,
         dof=result.dof,
         budget=tuple(replace(line, counted=line not in unused) for line in lines),
         rounds=rounds or {},

@@ -147,7 +147,7 @@ def test_a_run_without_energy_has_a_reason_and_no_number(run: ReportedRun) -> No
 
 
 def estimate(value: float) -> Estimate:
-    return Estimate(value=value, standard=value / 100, expanded=value / 50, factor=2.0, dof=math.inf, budget=())
+    return Estimate(value=value, standard=value / 100, expanded=value / 50, dof=math.inf, budget=())
 
 
 def test_every_part_is_there(run: ReportedRun) -> None:

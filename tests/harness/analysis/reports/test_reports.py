@@ -45,7 +45,7 @@ def estimated() -> RunResult:
 
 
 def estimate(value: float, expanded: float) -> Estimate:
-    return Estimate(value=value, standard=expanded / 2, expanded=expanded, factor=2.0, dof=math.inf, budget=())
+    return Estimate(value=value, standard=expanded / 2, expanded=expanded, dof=math.inf, budget=())
 
 
 NODES = (

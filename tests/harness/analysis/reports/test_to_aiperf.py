@@ -14,7 +14,7 @@ from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.records import Latency
 from support.synthetic import TWO_SOCKETS, ListSource, make_world
 
-GROSS = Estimate(value=10.0, standard=0.5, expanded=1.0, factor=2.0, dof=50.0, budget=(), covers=("sampling",))
+GROSS = Estimate(value=10.0, standard=0.5, expanded=1.0, dof=50.0, budget=(), covers=("sampling",))
 """Joules per request."""
 LATENCY = Latency(count=5, mean_s=0.5, min_s=0.5, max_s=0.5, p50_s=0.5, p90_s=0.5, p99_s=0.5)
 

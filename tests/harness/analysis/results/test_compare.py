@@ -57,9 +57,7 @@ def estimate(value: float, **items: float) -> Estimate:
             )
         )
     standard = math.hypot(*items.values())
-    return Estimate(
-        value=value, standard=standard, expanded=2 * standard, factor=2.0, dof=math.inf, budget=tuple(lines)
-    )
+    return Estimate(value=value, standard=standard, expanded=2 * standard, dof=math.inf, budget=tuple(lines))
 
 
 def energy(value: Estimate | None, methods: str = "counter", **more: Any) -> Measure:
@@ -247,6 +245,13 @@ def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]
     assert not any("idle baseline" in item.cancelled for item in rows_of(actual, basis="net"))
     common = compared(document(loaded_idle=False))
     assert all("idle baseline" in item.cancelled for item in rows_of(common, basis="net"))
+
+
+def test_a_stored_result_of_one_round_is_compared_and_undecided() -> None:
+    """Its expanded uncertainties and coverage factors are null."""
+    single = document(rounds=1)
+    assert single["results"][0]["energy"]["total"]["gross"]["coverage_factor"] is None
+    assert {(item.verdict, item.a.expanded) for item in rows_of(compared(single)) if item.a} == {("undecided", None)}
 
 
 def test_a_small_difference_is_not_significant(base: dict[str, Any]) -> None:

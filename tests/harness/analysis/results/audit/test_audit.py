@@ -804,7 +804,7 @@ def test_a_window_that_is_stored_twice_counts_once() -> None:
 
 
 def test_a_load_within_the_uncertainty_of_the_idle_power_is_a_finding() -> None:
-    gross = Estimate(value=0.5, standard=0.1, expanded=0.2, factor=2.0, dof=2.0, budget=())
+    gross = Estimate(value=0.5, standard=0.1, expanded=0.2, dof=2.0, budget=())
     idle = IdlePower(watts=40.0, standard_watts=1.0, dof=2.0, basis="loaded", windows=(0,), text="")
     assert [item.reason for item in audit_load("a", gross, 80.0, idle)] == ["load_draws_idle"]
     assert [item.reason for item in audit_load("a", gross, 83.8, idle)] == ["load_draws_idle"]
