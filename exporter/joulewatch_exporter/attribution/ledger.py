@@ -29,6 +29,10 @@ POOLED: Final[frozenset[Component]] = frozenset(("cpu", "memory"))
 """Components whose devices share one usage: that of all processors."""
 IDLE_DEBT_S: Final = 2.0
 """A counter may move late. Idle energy that it has not counted yet is taken from later intervals, for this long."""
+MOST_CARRIED_S: Final = 2.0
+"""The children of a node are ahead of it by the time between two reads, and the root by a tick per processor. More is a
+root that counts less than its children (cgroup v2 samples it): forgotten, or it would have no use of its own for long.
+"""
 KEPT_SCANS: Final = 4
 """Scans of usage that are kept, for devices whose values are older than the last scan."""
 
@@ -231,7 +235,7 @@ class Meter:
             if value > 0.0:
                 seconds[owner] = seconds.get(owner, 0.0) + value
             elif value < 0.0:
-                left[track] = value
+                left[track] = max(value, -MOST_CARRIED_S)
         result = Remainders(seconds, left or _NO_CARRY)
         self._remainders[key] = (before, carry, result)  # keeps the ids in use
         return result

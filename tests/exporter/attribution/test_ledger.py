@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joulewatch_exporter.attribution.ledger import DeviceEnergy, DeviceKey, Interval, Ledger, Owner
+from joulewatch_exporter.attribution.ledger import MOST_CARRIED_S, DeviceEnergy, DeviceKey, Interval, Ledger, Owner
 from joulewatch_exporter.attribution.model import ROOT, Reason, UsageScan, Workload
 from joulewatch_exporter.attribution.places import Place, Places
 from joulewatch_exporter.model import Component, Quantity
@@ -161,6 +161,17 @@ def test_children_read_before_their_parents_are_never_lost(bench: Bench) -> None
     assert {name(place): seconds for place, seconds in totals.items()} == pytest.approx(
         {"system/x": 1.0, "system": 0.5}
     )
+
+
+def test_a_root_that_counts_less_than_its_children_does_not_hide_its_own_use_for_long(bench: Bench) -> None:
+    bench.show("a")
+    bench.look(cpu=1.0)
+    for _ in range(30):
+        bench.use(a=1.0)
+        bench.tree.used[ROOT] -= 0.5
+        assert bench.look(cpu=10.0) == pytest.approx({"a": 10.0})
+    bench.use(a=1.0, root=MOST_CARRIED_S + 1.0)
+    assert bench.look(cpu=10.0) == pytest.approx({"a": 5.0, "system": 5.0})
 
 
 def test_a_workload_that_restarts_under_its_name_counts_on(bench: Bench) -> None:
