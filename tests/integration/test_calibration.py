@@ -142,8 +142,9 @@ def test_the_truth_is_inside_after_the_calibration(
     ]
     assert main(words) == 0, capsys.readouterr().err
     (entry,) = yaml.safe_load(out.read_text())["calibrations"]
-    assert entry["gain"] == pytest.approx(GAIN, abs=2 * entry["gain_standard_uncertainty"])
-    assert entry["offset_watts"] == pytest.approx(OFFSET_WATTS, abs=2 * entry["offset_standard_uncertainty_watts"])
+    # One run in 20 is further away than two standard uncertainties.
+    assert entry["gain"] == pytest.approx(GAIN, abs=3 * entry["gain_standard_uncertainty"])
+    assert entry["offset_watts"] == pytest.approx(OFFSET_WATTS, abs=3 * entry["offset_standard_uncertainty_watts"])
 
     config = tmp_path / "exporter.yaml"
     config.write_text(yaml.safe_dump({"exporter": {"calibration_files": str(out)}}))
@@ -171,6 +172,6 @@ def test_the_truth_is_inside_after_the_calibration(
             systematic = [line.standard for line in group.total.gross.budget if line.systematic]
             mean_error = abs(group.total.gross.value - float(np.mean(true_joules)))
             # Without the scatter, because the rounds have different powers here.
-            assert mean_error <= 1.96 * math.hypot(*systematic)
+            assert mean_error <= 3 * math.hypot(*systematic)
     assert errors["before"] > 0.07
     assert errors["after"] < 0.01
