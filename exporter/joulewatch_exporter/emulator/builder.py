@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from joulewatch_exporter.arguments import suggestion
 from joulewatch_exporter.config.strict import Converters, build, mapping
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.signals import Constant, CpuLoad, Phases, Points, Signal, Sine, Square, Sum, ramp
+from joulewatch_exporter.emulator.workloads import WorkloadLoad, WorkloadPower
 from joulewatch_exporter.errors import ConfigError
 
 _SHORTEST_S: Final = 1e-6
@@ -25,6 +26,8 @@ class SignalBuilder:
         self.named: dict[str, Signal] = {}
         self.loads: list[CpuLoad] = []
         """The signals that follow the load of this machine."""
+        self.workload_loads: list[WorkloadLoad] = []
+        """The signals that follow its workloads."""
         self.converters: Converters = {Signal: self.build}
         """Converters for the binder: they build the signals in the description of a device."""
 
@@ -58,6 +61,8 @@ class SignalBuilder:
             raise ConfigError(f"{source}: {where}.{error}") from error
         if isinstance(signal, CpuLoad):
             self.loads.append(signal)
+        if isinstance(signal, WorkloadLoad):
+            self.workload_loads.append(signal)
         return signal
 
 
@@ -161,6 +166,29 @@ class _CpuLoad(_Description):
         return CpuLoad(self.idle_watts, self.full_watts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WorkloadLoad(_Description):
+    idle_watts: float
+    workloads: Mapping[str, WorkloadPower] = field(default_factory=dict)
+    """By path below ``cgroup``."""
+    other_watts_per_core: float = 0.0
+    cgroup: str = ""
+    """Folder of the cgroup that is the whole machine; empty: that of this machine's hierarchy."""
+
+    def make(self) -> Signal:
+        check_range("idle_watts", self.idle_watts, 0.0)
+        check_range("other_watts_per_core", self.other_watts_per_core, 0.0)
+        for path in self.workloads:
+            if not path or any(part in ("", ".", "..") for part in path.split("/")):
+                raise ValueError(f"workloads: {path!r} must be a path below the cgroup, like system.slice/a.service")
+        return WorkloadLoad(
+            idle_watts=self.idle_watts,
+            workloads=self.workloads,
+            other_watts_per_core=self.other_watts_per_core,
+            cgroup=self.cgroup,
+        )
+
+
 def _points(points: tuple[tuple[float, float], ...], *, is_linear: bool, repeats: bool) -> Points:
     times_s, watts = tuple(point[0] for point in points), tuple(point[1] for point in points)
     try:
@@ -180,4 +208,5 @@ _KINDS: Final[Mapping[str, type[Any]]] = {
     "phases": _Phases,
     "replay": _Replay,
     "cpu_load": _CpuLoad,
+    "workload_load": _WorkloadLoad,
 }

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import yaml
 
@@ -29,6 +29,7 @@ from joulewatch_exporter.emulator.scenario import Scenario
 from joulewatch_exporter.emulator.signals import CpuLoad, UtilisationMeter
 from joulewatch_exporter.emulator.tree import EXPORTER_FILE, Tree, remove
 from joulewatch_exporter.emulator.truth import SCENARIO_FILE, TRACE_FILE
+from joulewatch_exporter.emulator.workloads import WorkloadLoad, WorkloadMeter, find_top, link_top, workload_joules
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import EMULATION_MARKER
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 builtin_names = scenarios.builtin_names
 
+_Workloads: TypeAlias = Sequence[tuple[WorkloadLoad, WorkloadMeter]]
 _TRACE_S = 1.0
 """Time between two lines of the trace if every signal is deterministic, so the trace is not needed."""
 _NAP_S = 0.1
@@ -74,6 +76,7 @@ def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: th
         stack.callback(tree.close)
         running, spec, excluded_keys = _open_devices(spec, directory)
         meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
+        workloads = stack.enter_context(_metered_workloads(spec, directory))
         # The scenario starts now, not when the first file was written.
         start_unix_s, start_ns = _read_clocks()
         stack.enter_context(_updated(running, start_ns))
@@ -88,7 +91,23 @@ def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: th
             f"read it with: joulewatch-exporter --config.file {directory / EXPORTER_FILE}\n"
         )
         sys.stderr.flush()
-        _move(spec, tree, meter, trace, _Span(start_unix_s, start_ns, duration_s), stop)
+        _move(spec, tree, (meter, workloads), trace, _Span(start_unix_s, start_ns, duration_s), stop)
+
+
+@contextlib.contextmanager
+def _metered_workloads(spec: Scenario, directory: Path) -> Iterator[_Workloads]:
+    """Show the cgroups that the scenario follows in its sysfs, and open their counters."""
+    if not spec.workload_loads:
+        yield ()
+        return
+    top = find_top(spec.workload_loads)
+    link_top(directory / "sys", top)
+    workloads = [(load, WorkloadMeter(top, load.watts_per_core)) for load in spec.workload_loads]
+    try:
+        yield workloads
+    finally:
+        for _, meter in workloads:
+            meter.close()
 
 
 def _open_devices(spec: Scenario, directory: Path) -> tuple[list[Running], Scenario, list[str]]:
@@ -136,17 +155,25 @@ class _Span:
 
 
 def _move(
-    spec: Scenario, tree: Tree, meter: UtilisationMeter | None, trace: TextIO, span: _Span, stop: threading.Event
+    spec: Scenario,
+    tree: Tree,
+    meters: tuple[UtilisationMeter | None, _Workloads],
+    trace: TextIO,
+    span: _Span,
+    stop: threading.Event,
 ) -> None:
     """Move the files and write the trace until ``stop`` is set or the span ends."""
+    meter, workloads = meters
     start_ns = span.start_ns
     refresh_ns = round(spec.refresh_s * 1e9)
     end_ns = None if span.duration_s is None else start_ns + round(span.duration_s * 1e9)
     next_trace_s = 0.0
-    trace_s = CpuLoad.SAMPLE_S if spec.loads else _TRACE_S
+    trace_s = spec.refresh_s if workloads else CpuLoad.SAMPLE_S if spec.loads else _TRACE_S
     while not stop.is_set():
         now_ns = time.monotonic_ns()
         t_s = (now_ns - start_ns) / 1e9
+        for workload_load, workload_meter in workloads:
+            workload_load.follow(t_s, workload_meter.read())
         if t_s >= next_trace_s:
             # The line comes before the next sample of the load: up to now the energy is exact.
             _write_trace(trace.write, spec, t_s, now_ns, span.start_unix_s)
@@ -189,7 +216,9 @@ def _put(directory: Path, name: str, text: str) -> None:
 
 def _write_trace(write: Callable[[str], object], spec: Scenario, t_s: float, now_ns: int, start_unix_s: float) -> None:
     joules = {key: power.energy_joules(0.0, t_s) for key, power in spec.signals_by_key.items()}
-    line = {"unix_s": start_unix_s + t_s, "monotonic_ns": now_ns, "joules": joules}
+    line: dict[str, object] = {"unix_s": start_unix_s + t_s, "monotonic_ns": now_ns, "joules": joules}
+    if spec.workload_loads:
+        line["workloads"] = {key: by for key, power in spec.signals_by_key.items() if (by := workload_joules(power))}
     write(json.dumps(line, separators=(",", ":")) + "\n")
 
 

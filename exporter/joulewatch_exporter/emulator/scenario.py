@@ -27,6 +27,7 @@ from joulewatch_exporter.emulator.nvml import GpuSpec
 from joulewatch_exporter.emulator.redfish.spec import RedfishSpec
 from joulewatch_exporter.emulator.replay import with_points
 from joulewatch_exporter.emulator.signals import CpuLoad, Signal
+from joulewatch_exporter.emulator.workloads import WorkloadLoad
 from joulewatch_exporter.errors import ConfigError
 
 _INTEL: Final = "GenuineIntel"
@@ -334,6 +335,8 @@ class Scenario:
     """The truth: power by ``device/domain``."""
     loads: tuple[CpuLoad, ...]
     """The signals that follow the load of this machine."""
+    workload_loads: tuple[WorkloadLoad, ...]
+    """The signals that follow its workloads."""
     document: Mapping[str, Any] = field(repr=False)
     """The parsed document, with the points of replays; `parse` turns it into the same scenario on any machine."""
 
@@ -345,7 +348,7 @@ class Scenario:
     @property
     def is_deterministic(self) -> bool:
         """Whether the truth is known without the trace."""
-        return not self.loads
+        return not self.loads and not self.workload_loads
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -408,6 +411,7 @@ def parse(document: object, *, where: str, folder: Path | None) -> Scenario:
         is_required_whole=file.required,
         signals_by_key=_truth(file, where),
         loads=tuple(builder.loads),
+        workload_loads=tuple(builder.workload_loads),
         document=document,
     )
 

@@ -19,6 +19,7 @@ from typing import Final
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer
 from joulewatch_exporter.emulator.scenario import ChannelSpec, ChipSpec, MachineSpec, Scenario, ZoneSpec
+from joulewatch_exporter.emulator.workloads import WorkloadLoad
 from joulewatch_exporter.model import EMULATION_MARKER
 
 EXPORTER_FILE: Final = "exporter.yaml"
@@ -170,12 +171,13 @@ class _RuntimeStatus:
 
 
 class _Stat:
-    """procfs/stat: the utilisation of the CPUs follows the load of the scenario."""
+    """procfs/stat: the utilisation of the CPUs follows the load of the scenario, or its workloads."""
 
     _MIN_UPDATE_S = 1.0 / _TICKS_PER_SECOND
 
-    def __init__(self, machine: MachineSpec, path: str, writer: Writer) -> None:
+    def __init__(self, machine: MachineSpec, workload_loads: Sequence[WorkloadLoad], path: str, writer: Writer) -> None:
         self._machine = machine
+        self._workload_loads = workload_loads
         self._path = path
         self._writer = writer
         self._next_s = 0.0
@@ -195,12 +197,18 @@ class _Stat:
             times = f" {busy} 0 0 {total_ticks - busy} 0 0 0 0 0 0"
             first = socket * per_socket
             lines += [f"cpu{cpu}{times}" for cpu in range(first, first + per_socket)]
-        all_idle = total_ticks * per_socket * machine.sockets - all_busy
+        if self._workload_loads:
+            # In single ticks, not in one for each CPU: an exporter shares energy by this line.
+            all_busy = int(self._workload_loads[0].busy_s * _TICKS_PER_SECOND)
+        all_idle = max(0, total_ticks * per_socket * machine.sockets - all_busy)
         head = f"cpu  {all_busy} 0 0 {all_idle} 0 0 0 0 0 0\n"
         tail = f"\nintr 0\nctxt 0\nbtime {boot_unix_s}\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n"
         self._writer.put(self._path, (head + "\n".join(lines) + tail).encode())
 
     def _busy_ticks(self, socket: int, t_s: float) -> int:
+        if self._workload_loads:
+            n_cpus = self._machine.sockets * self._machine.cpus_per_socket
+            return int(self._workload_loads[0].busy_s / n_cpus * _TICKS_PER_SECOND)
         if not self._machine.load:
             return 0
         load = self._machine.load[socket]
@@ -250,7 +258,7 @@ class Tree:
             self._add_vanishing(self._zone_directory(spec.zone), Path("class/powercap", spec.zone), spec.faults)
         for number, chip in enumerate(scenario.chips):
             self._add_vanishing(self._sysfs / chip.path, _chip_link(number, chip), chip.faults)
-        self._stat = _Stat(scenario.machine, str(self._procfs / "stat"), self._writer)
+        self._stat = _Stat(scenario.machine, scenario.workload_loads, str(self._procfs / "stat"), self._writer)
 
     def advance(self, t_s: float) -> None:
         """Update every file to ``t_s`` seconds after the start."""

@@ -1,16 +1,16 @@
 """The true energy of an emulated machine, for comparison with measurements.
 
 ``scenario.json`` contains the scenario, the keys of devices that could not be emulated, and the start on both clocks.
-The truth of a deterministic signal is its closed form. For a signal that follows the load of the machine,
-``truth.jsonl`` contains the cumulative energy at each change of the power; linear interpolation between two lines is
-exact.
+The truth of a deterministic signal is its closed form. For a signal that follows the load of the machine or its
+workloads, ``truth.jsonl`` contains the cumulative energy at each change of the power; linear interpolation between two
+lines is exact. Each line also has the active energy of each workload.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +34,8 @@ class Truth:
     """Times of the lines of the trace, since the start."""
     _joules: Mapping[str, tuple[float, ...]]
     """Key -> energies at these times."""
+    _workload_joules: Mapping[str, Mapping[str, tuple[float, ...]]]
+    """Key -> path of each workload -> its active energies at these times."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -55,12 +57,16 @@ class Truth:
         lines = _read_trace(directory / TRACE_FILE)
         times_s = tuple((line["monotonic_ns"] - start_monotonic_ns) / 1e9 for line in lines)
         joules = {key: tuple(float(line["joules"][key]) for line in lines) for key in scenario.signals_by_key}
+        workloads: dict[str, dict[str, tuple[float, ...]]] = {}
+        for key, paths in (lines[0].get("workloads", {}) if lines else {}).items():
+            workloads[key] = {path: tuple(float(line["workloads"][key][path]) for line in lines) for path in paths}
         return cls(
             scenario=scenario,
             start_unix_s=float(document["start_unix_s"]),
             start_monotonic_ns=start_monotonic_ns,
             _times_s=times_s,
             _joules=joules,
+            _workload_joules=workloads,
         )
 
     @property
@@ -79,14 +85,35 @@ class Truth:
         Raises:
             ValueError: The truth does not cover the span (yet), or the key is unknown.
         """
-        start_s, end_s = start_unix_s - self.start_unix_s, end_unix_s - self.start_unix_s
-        if end_s < start_s:
-            raise ValueError("the span ends before it starts")
+        start_s, end_s = self._span(start_unix_s, end_unix_s)
         signal = self._signal(key)
         if signal.is_deterministic:
             self._check(start_s)
             return signal.energy_joules(start_s, end_s)
-        return self._traced_joules(key, end_s) - self._traced_joules(key, start_s)
+        return self._traced(self._joules[key], end_s) - self._traced(self._joules[key], start_s)
+
+    def workloads(self, key: str) -> tuple[str, ...]:
+        """Return the paths of the workloads that a device's energy belongs to; empty: the other processes."""
+        return tuple(self._workload_joules.get(key, ()))
+
+    def workload_joules(self, key: str, path: str, start_unix_s: float, end_unix_s: float) -> float:
+        """Return the true active energy of a workload in a span; the idle energy of the device belongs to nobody.
+
+        Args:
+            key: ``device/domain``.
+            path: One of `workloads`.
+            start_unix_s: Unix seconds, not before the emulator's start.
+            end_unix_s: Unix seconds, not before ``start_unix_s``.
+
+        Raises:
+            ValueError: The truth does not cover the span (yet), or the key or path is unknown.
+        """
+        start_s, end_s = self._span(start_unix_s, end_unix_s)
+        self._signal(key)
+        if path not in self.workloads(key):
+            raise ValueError(f"{path!r} is not a workload of {key}: {', '.join(map(repr, self.workloads(key)))}")
+        joules = self._workload_joules[key][path]
+        return self._traced(joules, end_s) - self._traced(joules, start_s)
 
     def power_watts(self, key: str, unix_s: float) -> float:
         """Return the true power at one time.
@@ -107,6 +134,11 @@ class Truth:
         joules = self._joules[key]
         return (joules[right] - joules[right - 1]) / (self._times_s[right] - self._times_s[right - 1])
 
+    def _span(self, start_unix_s: float, end_unix_s: float) -> tuple[float, float]:
+        if end_unix_s < start_unix_s:
+            raise ValueError("the span ends before it starts")
+        return start_unix_s - self.start_unix_s, end_unix_s - self.start_unix_s
+
     def _signal(self, key: str) -> Signal:
         try:
             return self.scenario.signals_by_key[key]
@@ -126,10 +158,10 @@ class Truth:
             raise ValueError(f"the trace ends {t_s - last_s:g} s before this time; load the truth again later")
         return right
 
-    def _traced_joules(self, key: str, t_s: float) -> float:
+    def _traced(self, joules: Sequence[float], t_s: float) -> float:
         right = self._after(t_s)
         left_s, right_s = self._times_s[right - 1], self._times_s[right]
-        left, end = self._joules[key][right - 1], self._joules[key][right]
+        left, end = joules[right - 1], joules[right]
         return left + (end - left) * (t_s - left_s) / (right_s - left_s)
 
 
