@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchies
+from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchies, members
 from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Host
 
@@ -45,6 +45,10 @@ class RealTree:
 
     def remove(self, key: str) -> None:
         (self.root / key).rmdir()
+
+    def has_processes(self, key: str) -> bool:
+        """Return whether there are processes in a cgroup or in those below it."""
+        return next(members(str(self.root), key), None) is not None
 
     def burn(self, key: str, seconds: float) -> None:
         """Use processor time in a cgroup, in a process that has ended when this returns."""
