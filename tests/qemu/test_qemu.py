@@ -333,6 +333,57 @@ def test_an_event_of_a_cpu_that_went_offline_is_not_repeated(guest: Guest, daemo
     exporter.scrape_until("return", lambda scrape: set(scrape.samples(ENERGY)) == set(WATTS))
 
 
+# -- cgroups ---------------------------------------------------------------------------------------------------
+
+CGROUPS = "/sys/fs/cgroup"
+UNITS = {"loop.service": "while :; do :; done", "storm.service": "while :; do /bin/true; done"}
+
+
+def usage_s(guest: Guest, unit: str) -> float:
+    return int(guest.read(f"{CGROUPS}/{unit}/cpu.stat").split()[1]) / 1e6
+
+
+def shares(scrape: Scrape) -> dict[str, float]:
+    """Return joules by workload or reason."""
+    names = {
+        "joulewatch_workload_energy_joules_total": "workload",
+        "joulewatch_unattributed_energy_joules_total": "reason",
+    }
+    return {
+        sample.labels[names[sample.name]]: sample.value
+        for family in text_string_to_metric_families(scrape.text)
+        for sample in family.samples
+        if sample.name in names
+    }
+
+
+def test_energy_is_shared_by_the_cgroups_of_the_kernel(guest: Guest, daemon: Callable[..., Daemon]) -> None:
+    """A loop and a storm of processes that live for milliseconds, in cgroups of version 2 with all controllers."""
+    assert {"cpu", "memory"} <= set(guest.read(f"{CGROUPS}/cgroup.controllers").split())
+    exporter = daemon()
+    try:
+        for unit, script in UNITS.items():
+            guest.sh(
+                f"mkdir {CGROUPS}/{unit}\n"
+                f"sh -c 'echo $$ > {CGROUPS}/{unit}/cgroup.procs; {script}' </dev/null >/dev/null 2>&1 &"
+            )
+        first = exporter.scrape_until("series of both units", lambda scrape: UNITS.keys() <= shares(scrape).keys())
+        used_s = {unit: -usage_s(guest, unit) for unit in UNITS}
+        guest.call(("sleep", 10.0))
+        last = exporter.scrape()
+        used_s = {unit: seconds + usage_s(guest, unit) for unit, seconds in used_s.items()}
+    finally:
+        for unit in UNITS:
+            guest.sh(f"echo 1 > {CGROUPS}/{unit}/cgroup.kill; until rmdir {CGROUPS}/{unit}; do sleep 0.1; done")
+    joules = {name: value - shares(first).get(name, 0.0) for name, value in shares(last).items()}
+    print(f"cgroups: {joules} J for {used_s} s")  # noqa: T201
+    assert min(used_s.values()) > 1.0
+    assert sum(joules.values()) == pytest.approx(sum(risen(first, last, ENERGY, key) for key in WATTS), rel=1e-9)
+    per_second = {unit: joules[unit] / used_s[unit] for unit in UNITS}
+    assert per_second["storm.service"] == pytest.approx(per_second["loop.service"], rel=0.05)
+    assert joules["gap"] == 0.0
+
+
 # -- the CPUs' registers ---------------------------------------------------------------------------------------
 
 MSR_ONLY = "collectors: {rapl: {door: msr}}\n"
