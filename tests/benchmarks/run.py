@@ -17,7 +17,7 @@ BENCHMARKS = (
     "exporter_cost", "edge_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "measure",
     "analysis_speed", "coverage", "compare_rates", "process_overhead", "runtime_overhead", "trace_cost", "stopping",
     "dependent_rounds", "gpu", "gpu_networks", "prediction", "sizing", "short_windows", "hostile_clients", "peers",
-    "llm_tokens",
+    "llm_tokens", "fork_storm",
 )  # fmt: skip
 
 

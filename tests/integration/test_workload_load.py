@@ -10,7 +10,7 @@ import pytest
 
 from joulewatch_exporter.emulator.truth import Truth
 from support.cgroups import RealTree, real_tree
-from support.storm import KEY, Load, Scrape, configure, emulate, running
+from support.storm import KEY, Load, Scrape, configure, emulate, running, wait_for_series
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,6 @@ LOADS = (
     Load(kind="containers", path="containers.slice", busy=0.6, watts_per_core=WATTS_PER_CORE),
 )
 SPAN_S = 4.0
-WARM_UP_S = 10.0
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -44,10 +43,7 @@ def test_short_lived_processes_and_containers_get_their_joules(
     servers.append(machine)
     exporter = exporter_server(configure(machine))
     with running(tree, LOADS):
-        end_s = time.monotonic() + WARM_UP_S
-        while not all(any(map(load.owns, (before := Scrape.get(exporter.url)).workloads)) for load in LOADS):
-            assert time.monotonic() < end_s, before.workloads
-            time.sleep(0.1)
+        wait_for_series(exporter.url, LOADS)
         before = Scrape.get(exporter.url)
         time.sleep(SPAN_S)
         after = Scrape.get(exporter.url)

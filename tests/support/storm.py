@@ -170,3 +170,12 @@ class Scrape:
     def shared_joules(self) -> float:
         """Sum of all workloads and reasons."""
         return sum((*self.workloads.values(), *self.unattributed.values()))
+
+
+def wait_for_series(url: str, loads: Sequence[Load], limit_s: float = 10.0) -> Scrape:
+    """Return the first scrape in which each load has series."""
+    end_s = time.monotonic() + limit_s
+    while not all(any(map(load.owns, (scrape := Scrape.get(url)).workloads)) for load in loads):
+        assert time.monotonic() < end_s, f"not within {limit_s:g} s: series of {loads}; {scrape}"
+        time.sleep(0.1)
+    return scrape
