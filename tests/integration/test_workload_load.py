@@ -11,6 +11,7 @@ import pytest
 from joulewatch_exporter.emulator.truth import Truth
 from support.cgroups import RealTree, real_tree
 from support.storm import KEY, Load, Scrape, configure, emulate, running, wait_for_series
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ LOADS = (
     Load(kind="containers", path="containers.slice", busy=0.6, watts_per_core=WATTS_PER_CORE),
 )
 SPAN_S = 4.0
+LEAST_CPU_S = 0.5
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -45,7 +47,10 @@ def test_short_lived_processes_and_containers_get_their_joules(
     with running(tree, LOADS):
         wait_for_series(exporter.url, LOADS)
         before = Scrape.get(exporter.url)
+        enough_s = {load.path: tree.seconds(load.path) + LEAST_CPU_S for load in LOADS}
         time.sleep(SPAN_S)
+        # On a busy machine they take longer.
+        wait_until(lambda: all(tree.seconds(path) > seconds for path, seconds in enough_s.items()))
         after = Scrape.get(exporter.url)
         time.sleep(0.1)
     truth = Truth.load(machine.folder)
@@ -54,6 +59,6 @@ def test_short_lived_processes_and_containers_get_their_joules(
     assert after.shared_joules - before.shared_joules == pytest.approx(device_joules, rel=1e-9)
     for load in LOADS:
         true_joules = truth.workload_joules(KEY, load.path, *span)
-        assert true_joules > 0.15 * WATTS_PER_CORE * SPAN_S, load
+        assert true_joules > 0.9 * WATTS_PER_CORE * LEAST_CPU_S, load
         assert after.since(before, load) == pytest.approx(true_joules, rel=0.03), load
     assert after.unattributed["gap"] == before.unattributed["gap"]

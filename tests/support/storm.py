@@ -172,7 +172,7 @@ class Scrape:
         return sum((*self.workloads.values(), *self.unattributed.values()))
 
 
-def wait_for_series(url: str, loads: Sequence[Load], limit_s: float = 10.0) -> Scrape:
+def wait_for_series(url: str, loads: Sequence[Load], limit_s: float = 20.0) -> Scrape:
     """Return the first scrape in which each load has series."""
     end_s = time.monotonic() + limit_s
     while not all(any(map(load.owns, (scrape := Scrape.get(url)).workloads)) for load in loads):
