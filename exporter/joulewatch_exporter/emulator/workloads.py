@@ -10,7 +10,6 @@ Sources: Linux ``Documentation/admin-guide/cgroup-v2.rst``, ``admin-guide/cgroup
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -237,5 +236,4 @@ def link_top(sysfs: Path, top: Hierarchy) -> None:
     """Show the real cgroups in an emulated machine, where the exporter reads those of a real one."""
     link = sysfs / "fs/cgroup" / ("cpuacct" if top.version == "v1" else "")
     link.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        link.symlink_to(top.root)
+    link.symlink_to(top.root)
