@@ -333,6 +333,15 @@ ATTRIBUTION_INFO: Final = _exporter(
     "How the energy of a component is shared. weight: cpu_time, instructions, gpu_utilisation, mig_slice or sole_user; "
     "idle_source: measured, configured or none (all energy counts as active); method: that of the device's energy.",
 )
+WORKLOAD_RATIO: Final = _exporter(
+    "joulewatch_workload_ratio",
+    "gauge",
+    "ratio",
+    ("component",),
+    "The energies per processor second of two workloads differ at most by this factor, as joulewatch calibrate "
+    "--workloads measured it on this machine. It limits the error of shares by processor time. Absent: not measured; "
+    "the analysis and the recording rules use 2.",
+)
 WORKLOADS: Final = _exporter(
     "joulewatch_workloads",
     "gauge",

@@ -40,3 +40,22 @@ def calibration_file(folder: Path, *entries: dict[str, Any], name: str = "calibr
     path = folder / name
     path.write_text(yaml.safe_dump({"version": 1, "calibrations": list(entries)}), encoding="utf-8")
     return path
+
+
+def ratio_entry(**changes: Any) -> dict[str, Any]:
+    """Return a ratio of workloads on ``node17``, as ``joulewatch calibrate --workloads`` writes it."""
+    return {
+        "host": "node17",
+        "component": "cpu",
+        "ratio": 1.6,
+        "date": "2026-11-28T11:00:00+00:00",
+        "run": "20261128T105500Z-1a2b3c",
+        **changes,
+    }
+
+
+def ratio_file(folder: Path, *entries: dict[str, Any], name: str = "workloads.yaml") -> Path:
+    """Write a calibration file of workloads and return its path."""
+    path = folder / name
+    path.write_text(yaml.safe_dump({"version": 1, "workload_ratios": list(entries)}), encoding="utf-8")
+    return path

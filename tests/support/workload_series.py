@@ -46,6 +46,8 @@ class Machine:
     target: Mapping[str, str] = field(default_factory=lambda: dict(TARGET))
     accuracy: str = "0.02"
     method: str = "counter"
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    """Component -> measured ratio."""
 
     def start_of(self, at_s: float) -> float:
         return max(start_s for start_s in self.starts_s if start_s <= at_s)
@@ -64,6 +66,8 @@ class Machine:
             start_s = self.start_of(at_s)
             add(catalog.EXPORTER_START.name, {}, at_s, T0 + start_s)
             add(catalog.EXPORTER_INFO.name, {"nodename": self.nodename, "version": "1"}, at_s, 1.0)
+            for component, ratio in self.ratios.items():
+                add(catalog.WORKLOAD_RATIO.name, {"component": component}, at_s, ratio)
             components = sorted({life.component for life in self.lives})
             for component in components:
                 labels = {"component": component, **sensor, "scope": "device", "method": self.method}

@@ -270,7 +270,7 @@ def _unmet(host: str, collector: str) -> Finding:
 
 
 def _calibrations(collectors: Sequence[Collector], calibrations: Calibrations) -> Iterator[Finding]:
-    """Yield a finding for each calibrated sensor, and for each calibration of this machine that no sensor has."""
+    """Yield a finding for each calibrated sensor, each calibration of this machine without a sensor, and each ratio."""
     used = set()
     infos = [(one.name, info) for one in collectors for sensor in one.sensors for info in sensor.infos]
     for name, info in infos if calibrations.entries else ():
@@ -289,6 +289,8 @@ def _calibrations(collectors: Sequence[Collector], calibrations: Calibrations) -
             text = f"no such sensor; calibrated: {entry.text}"
             subject = f"{entry.sensor.device} {entry.sensor.domain}"
             yield Finding(status="absent", collector=entry.sensor.collector, subject=subject, text=text)
+    for ratio in calibrations.ratios:
+        yield Finding(status="found", collector="attribution", subject="workload_ratios", text=ratio.text)
 
 
 def _frozen(reading: LiveReading, counting_s: float) -> Finding:

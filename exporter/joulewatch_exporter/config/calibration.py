@@ -1,19 +1,21 @@
-"""Calibrations of sensors against a reference: the files that ``joulewatch calibrate`` writes.
+"""Calibrations of sensors against a reference, and of workloads: the files that ``joulewatch calibrate`` writes.
 
 The exporter publishes a calibration next to the raw values of its sensor, and never applies it: the analysis and the
 recording rules do, once. A calibration belongs to one sensor. It is used only if the machine, all labels and the model
 of the sensor are those in the file. Where a label identifies the device (the UUID of a GPU), a device that was
 exchanged has no calibration; where it names a place (``socket0``), a device of another model has none.
+
+A ratio of workloads belongs to one component of one machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from joulewatch_exporter.catalog import CALIBRATION_PARAMETERS
 from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, read_yaml
@@ -102,12 +104,7 @@ class Calibration:
             )
         if not self.lowest_watts < self.highest_watts:
             raise ValueError(f"lowest_watts: {self.lowest_watts:g} is not below highest_watts")
-        try:
-            is_complete = datetime.datetime.fromisoformat(self.date).tzinfo is not None
-        except ValueError:
-            is_complete = False
-        if not is_complete:
-            raise ValueError(f"date: {self.date!r} is not a time with its zone, such as 2026-11-28T10:00:00Z")
+        _check_date(self.date)
 
     @property
     def parameters(self) -> tuple[tuple[str, float], ...]:
@@ -127,11 +124,54 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadRatio:
+    """The energies per processor second of two workloads on one machine differ at most by this factor."""
+
+    host: str
+    """Its nodename."""
+    component: Literal["cpu", "memory"]
+    ratio: float
+    date: str
+    """ISO 8601 with a time zone."""
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is impossible; the text begins with its key.
+        """
+        if not self.ratio >= 1:
+            raise ValueError(f"ratio: {self.ratio:g} is below 1")
+        _check_date(self.date)
+
+    @property
+    def text(self) -> str:
+        """The ratio for people."""
+        return (
+            f"{self.component}: workloads differ by a factor of up to {self.ratio:g} per processor second, {self.date}"
+        )
+
+
+def _check_date(date: str) -> None:
+    try:
+        is_complete = datetime.datetime.fromisoformat(date).tzinfo is not None
+    except ValueError:
+        is_complete = False
+    if not is_complete:
+        raise ValueError(f"date: {date!r} is not a time with its zone, such as 2026-11-28T10:00:00Z")
+
+
 class Calibrations:
     """The calibrations of all files, and which sensor each belongs to."""
 
-    def __init__(self, entries: Sequence[Calibration] = (), *, nodename: str = "") -> None:
+    def __init__(
+        self, entries: Sequence[Calibration] = (), ratios: Sequence[WorkloadRatio] = (), *, nodename: str = ""
+    ) -> None:
         self.entries = tuple(entries)
+        self.ratios = tuple(one for one in ratios if one.host == nodename)
+        """Those of this machine."""
         self._nodename = nodename
         # A file of a whole cluster is searched for each sensor of each scrape in which a sensor changed.
         self._by_sensor = {dataclasses.replace(entry.sensor, model=""): entry for entry in entries}
@@ -173,26 +213,43 @@ def load_calibrations(paths: Iterable[Path], nodename: str) -> Calibrations:
     Raises:
         ConfigError: A file cannot be read, is not a calibration file, or two entries are of one sensor.
     """
-    known: dict[CalibratedSensor, Path] = {}
+    known: dict[object, Path] = {}
     entries: list[Calibration] = []
+    ratios: list[WorkloadRatio] = []
+
+    def add(identity: object, name: str, where: str) -> None:
+        if identity in known:
+            raise ConfigError(f"{where}: {name} is calibrated in {known[identity]} too; keep one of them")
+        known[identity] = path
+
     for path in paths:
         source = str(path)
         data = mapping(read_yaml(path), source, "")
-        check_keys(data, ("version", "calibrations"), source, "")
+        check_keys(data, ("version", "calibrations", "workload_ratios"), source, "")
         version = convert(data.get("version"), int, source, "version")
         if version != FORMAT_VERSION:
             raise ConfigError(f"{source}: version: {version} is not known to this exporter; it reads {FORMAT_VERSION}")
-        items = data.get("calibrations")
-        if not isinstance(items, list) or not items:
-            raise ConfigError(f"{source}: calibrations: must be a list with at least one calibration")
-        for number, item in enumerate(items):
-            entry = build(Calibration, item, source, f"calibrations[{number}]")
+        for number, item in enumerate(_items(data, source, "workload_ratios")):
+            where = f"workload_ratios[{number}]"
+            ratio = build(WorkloadRatio, item, source, where)
+            add((ratio.host, ratio.component), f"{ratio.component} of {ratio.host}", f"{source}: {where}")
+            ratios.append(ratio)
+        for number, item in enumerate(_items(data, source, "calibrations")):
+            where = f"calibrations[{number}]"
+            entry = build(Calibration, item, source, where)
             sensor = dataclasses.replace(entry.sensor, model="")
-            if sensor in known:
-                raise ConfigError(
-                    f"{source}: calibrations[{number}]: {sensor.collector} {sensor.device} {sensor.domain} of "
-                    f"{sensor.host} is calibrated in {known[sensor]} too; keep one of them"
-                )
-            known[sensor] = path
+            name = f"{sensor.collector} {sensor.device} {sensor.domain} of {sensor.host}"
+            add(sensor, name, f"{source}: {where}")
             entries.append(entry)
-    return Calibrations(entries, nodename=nodename)
+    return Calibrations(entries, ratios, nodename=nodename)
+
+
+def _items(data: Mapping[str, object], source: str, key: str) -> Sequence[object]:
+    """Return the entries of a list; a file without ratios must have calibrations."""
+    if key not in data and (key == "workload_ratios" or "workload_ratios" in data):
+        return ()
+    items = data.get(key)
+    if not isinstance(items, list) or not items:
+        entry = "calibration" if key == "calibrations" else "ratio"
+        raise ConfigError(f"{source}: {key}: must be a list with at least one {entry}")
+    return items

@@ -74,7 +74,7 @@ class ExporterSettings:
     """Name of a host, or a pattern such as ``rack3-*`` -> the collector whose node sensor is primary there. The first
     that matches applies."""
     calibration_files: tuple[Path, ...] = ()
-    """Calibrations of sensors, written by ``joulewatch calibrate``; see ``config.calibration``."""
+    """Calibrations, written by ``joulewatch calibrate``; see ``config.calibration``."""
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -187,7 +187,7 @@ class Exposition:
             start_s: Unix time at which the energy counters started.
             nodename: Name of this machine; None: as the kernel reports it.
             self_metrics: Whether ``process_*`` and ``python_info`` are shown.
-            calibrations: Published next to the values of their sensors, which they do not change.
+            calibrations: Published next to the values of their sensors and workloads, which they do not change.
             refused: Returns the number of refusals by the name of the limit.
         """
         self._calibrations = calibrations
@@ -202,7 +202,11 @@ class Exposition:
         self._emulated = emulated
         self._nodename = os.uname().nodename if nodename is None else nodename
         labels = (__version__, platform.python_version(), self._nodename, "1" if emulated else "0")
+        ratios = "".join(
+            [f"{series(catalog.WORKLOAD_RATIO, (one.component,))}{one.ratio!r}\n" for one in calibrations.ratios]
+        )
         self._fixed = (
+            *(((catalog.WORKLOAD_RATIO, ratios.encode()),) if ratios else ()),
             (catalog.EXPORTER_INFO, f"{series(catalog.EXPORTER_INFO, labels)}1.0\n".encode()),
             (catalog.EXPORTER_START, f"{series(catalog.EXPORTER_START, ())}{start_s!r}\n".encode()),
         )
@@ -501,5 +505,5 @@ _SENSOR_METRICS: Final = tuple(
     metric
     for metric in catalog.METRICS
     if metric.publisher == "exporter"
-    and metric not in (catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
+    and metric not in (catalog.WORKLOAD_RATIO, catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
 )

@@ -1,4 +1,4 @@
-"""``joulewatch calibrate``: compare a sensor with a reference, and write its calibration."""
+"""``joulewatch calibrate``: compare a sensor with a reference, or kinds of load with each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands import calibrate_workloads
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, check_folder, write_file
 from joulewatch_harness.errors import ConfigError
 
@@ -16,11 +17,15 @@ from joulewatch_harness.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``joulewatch calibrate``."""
     parser.add_argument(
-        "run", metavar="RUN", help="run whose windows are compared: id or a prefix of it, directory, or recording"
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="run whose windows are compared: id or a prefix of it, directory, or recording",
     )
     parser.add_argument(
-        "--reference", metavar="LOG.csv", type=Path, required=True, help="log of the meter during the run (CSV)"
+        "--reference", metavar="LOG.csv", type=Path, help="log of the meter during the run (CSV); needed with RUN"
     )
+    calibrate_workloads.add_arguments(parser)
     add_log_arguments(parser)
     parser.add_argument(
         "--reference-name", metavar="NAME", help="name of the meter in results (default: the name of the log)"
@@ -60,6 +65,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, QueryError, RecordError: Bad arguments, an unknown run, or a comparison that gives no calibration.
     """
+    check_folder("--out", args.out)
+    if args.out.exists():
+        raise ConfigError(f"--out {args.out}: exists already; a calibration is never overwritten")
+    if args.workloads:
+        return calibrate_workloads.run(args)
+    if args.run is None or args.reference is None:
+        raise ConfigError("give RUN and --reference LOG.csv, or --workloads")
+    if args.exporter:
+        raise ConfigError("--exporter needs --workloads")
     from joulewatch_harness.analysis.calibration import report
     from joulewatch_harness.analysis.calibration.calibration_file import calibration_text
     from joulewatch_harness.analysis.calibration.comparison import compare_run
@@ -71,9 +85,6 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.sources.power_log import LogFormat, accuracy_of, read_power_log
     from joulewatch_harness.analysis.sources.stored import find
 
-    check_folder("--out", args.out)
-    if args.out.exists():
-        raise ConfigError(f"--out {args.out}: exists already; a calibration is never overwritten")
     if args.figure is not None:
         check_figure_path(args.figure)
     form = LogFormat(time=args.time, power=args.power, energy=args.energy, unit=args.unit, timezone=args.timezone)

@@ -53,7 +53,6 @@ def run(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
         ConfigError: A pattern is not valid, or no workload matches.
         QueryError: Prometheus cannot be queried.
     """
-    from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
     from joulewatch_harness.analysis.energy.workloads import coverage_notice, total_energy, workload_energies
     from joulewatch_harness.analysis.reports import workload_report
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -85,15 +84,12 @@ def run(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
         if notice
     ]
     total = total_energy(rows, totals)
-    ratios = [use.ratio or DEFAULT_RATIO for use in uses]
     if args.format == "json":
-        text = workload_report.render_json(rows, total, span, where, notices, idle=args.idle, ratios=ratios)
+        text = workload_report.render_json(rows, total, span, where, notices, idle=args.idle)
     elif args.format == "csv":
         text = workload_report.render_csv(rows, span, args.idle)
     else:
         width = terminal_width()
-        text = workload_report.render_table(
-            rows, total, span, where, notices, idle=args.idle, ratios=ratios, width=width
-        )
+        text = workload_report.render_table(rows, total, span, where, notices, idle=args.idle, width=width)
     sys.stdout.write(text)
     return 0 if any(row.parts for row in rows) else EXIT_FAILED

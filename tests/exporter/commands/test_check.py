@@ -21,7 +21,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
 )
 from joulewatch_exporter.model import Collector, Finding, Host, Reading
-from support.calibrations import calibration_entry, calibration_file
+from support.calibrations import calibration_entry, calibration_file, ratio_entry, ratio_file
 from support.fake_family import FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
 PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
@@ -246,10 +246,16 @@ def test_calibrations_are_listed_with_their_sensors(tmp_path: Path) -> None:
         {"host": nodename, "device": "gone"},
         {"host": "another", "device": "acpi"},
     ]
-    path = calibration_file(tmp_path, *(calibration_entry(sensor=sensor) for sensor in sensors))
-    report = examine(tmp_path, *meters(), calibrations=load_calibrations([path], nodename))
+    paths = [
+        calibration_file(tmp_path, *(calibration_entry(sensor=sensor) for sensor in sensors)),
+        ratio_file(tmp_path, ratio_entry(host=nodename), ratio_entry(host="another")),
+    ]
+    report = examine(tmp_path, *meters(), calibrations=load_calibrations(paths, nodename))
     calibrated = "2026-11-28T10:00:00+00:00, WT310: gain 1.04, offset +6 W"
     shown = [(finding.status, finding.text) for finding in report.findings if "calibrat" in finding.text]
+    assert [finding.text for finding in report.findings if finding.subject == "workload_ratios"] == [
+        "cpu: workloads differ by a factor of up to 1.6 per processor second, 2026-11-28T11:00:00+00:00"
+    ]
     assert shown == [
         ("found", f"acpi total: calibrated: {calibrated}"),
         (

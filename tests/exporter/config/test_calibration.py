@@ -12,7 +12,7 @@ from joulewatch_exporter.catalog import CALIBRATION_PARAMETERS
 from joulewatch_exporter.config.calibration import Calibrations, load_calibrations
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import SensorInfo
-from support.calibrations import calibration_entry, calibration_file
+from support.calibrations import calibration_entry, calibration_file, ratio_entry, ratio_file
 from support.fake_family import info
 
 
@@ -104,6 +104,9 @@ def test_a_file_that_is_not_valid_names_the_key(changes: dict[str, Any], message
         ("version: 2\ncalibrations: []\n", "version: 2 is not known to this exporter; it reads 1"),
         ("calibrations: []\n", "version: must be a whole number"),
         ("version: 1\ncalibrations: []\n", "calibrations: must be a list with at least one calibration"),
+        ("version: 1\nworkload_ratios: []\n", "workload_ratios: must be a list with at least one ratio"),
+        ("version: 1\nworkload_ratios: {cpu: 2}\n", "workload_ratios: must be a list with at least one ratio"),
+        ("version: 1\n", "calibrations: must be a list with at least one calibration"),
         ("version: 1\ncalibration: []\n", "unknown key calibration; did you mean calibrations?"),
         ("version: 1\ncalibrations: [{gain: 1}]\n", "needs sensor and reference"),
     ],
@@ -124,4 +127,41 @@ def test_two_calibrations_of_one_sensor_are_refused(tmp_path: Path) -> None:
         load_calibrations([first, second], "node17")
     assert str(caught.value) == (
         f"{second}: calibrations[0]: hwmon power_meter total of node17 is calibrated in {first} too; keep one of them"
+    )
+
+
+def test_ratios_of_workloads_are_those_of_this_machine(tmp_path: Path) -> None:
+    entries = [ratio_entry(), ratio_entry(component="memory", ratio=3), ratio_entry(host="node18", ratio=4)]
+    paths = [ratio_file(tmp_path, *entries), calibration_file(tmp_path, calibration_entry())]
+    calibrations = load_calibrations(paths, "node17")
+    assert [(one.component, one.ratio) for one in calibrations.ratios] == [("cpu", 1.6), ("memory", 3.0)]
+    assert calibrations.ratios[0].text == (
+        "cpu: workloads differ by a factor of up to 1.6 per processor second, 2026-11-28T11:00:00+00:00"
+    )
+    assert calibrations.of("hwmon", meter()) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": 0.9}, "workload_ratios[0].ratio: 0.9 is below 1"),
+        ({"ratio": float("inf")}, "workload_ratios[0].ratio: must be a number"),
+        ({"component": "gpu"}, "workload_ratios[0].component: must be cpu or memory"),
+        ({"date": "2026-11-28"}, "date: '2026-11-28' is not a time with its zone"),
+        ({"ratios": 2}, "unknown key workload_ratios[0].ratios; did you mean ratio?"),
+    ],
+)
+def test_a_ratio_that_is_not_valid_names_the_key(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_calibrations([ratio_file(tmp_path, ratio_entry(**changes))], "node17")
+    assert message in str(caught.value)
+
+
+def test_two_ratios_of_one_component_are_refused(tmp_path: Path) -> None:
+    first = ratio_file(tmp_path, ratio_entry())
+    second = ratio_file(tmp_path, ratio_entry(ratio=3), name="second.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_calibrations([first, second], "node17")
+    assert str(caught.value) == (
+        f"{second}: workload_ratios[0]: cpu of node17 is calibrated in {first} too; keep one of them"
     )

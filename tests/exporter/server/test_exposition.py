@@ -28,7 +28,7 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
 from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 from support import golden
-from support.calibrations import calibration_entry, calibration_file
+from support.calibrations import calibration_entry, calibration_file, ratio_entry, ratio_file
 from support.clock import FakeClock
 from support.fake_family import FakeSensor, Machine, fake_family, info
 from support.paths import ROOT
@@ -353,4 +353,22 @@ def test_a_calibration_is_published_next_to_raw_values(
     assert [record.message for record in caplog.records] == [
         "rapl socket0 package: not calibrated: the calibration of 2026-11-28T10:00:00+00:00 is of the model "
         f"'AMD EPYC 7713 64-Core Processor', not {MODEL!r}; calibrate this one"
+    ]
+
+
+@pytest.mark.parametrize("format_", ["text", "openmetrics"])
+def test_the_ratio_of_workloads_is_published(tmp_path: Path, format_: Format) -> None:
+    path = ratio_file(tmp_path, ratio_entry(), ratio_entry(component="memory", ratio=3), ratio_entry(host="node18"))
+    shown = Exposition(
+        emulated=False,
+        start_s=0.0,
+        nodename="node17",
+        self_metrics=False,
+        calibrations=load_calibrations([path], "node17"),
+    )
+    lines = [line for line in shown.render((), format_).decode().splitlines() if "joulewatch_workload_ratio" in line]
+    assert lines[1:] == [
+        "# TYPE joulewatch_workload_ratio gauge",
+        'joulewatch_workload_ratio{component="cpu"} 1.6',
+        'joulewatch_workload_ratio{component="memory"} 3.0',
     ]

@@ -74,6 +74,20 @@ def test_energy_and_the_bound_of_the_share(capsys: pytest.CaptureFixture[str]) -
     assert (result["share_ratios"], result["findings"], result["basis"]) == ([2.0], [], "active")
 
 
+def test_the_bound_of_a_machine_that_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """The ratio is that of each component; memory was not compared. The text names both."""
+    lives = (*TWO, steady(5, component="memory", **NGINX), steady(15, component="memory", reason="rest"))
+    samples = machine(*lives, ratios={"cpu": 1.5})
+    result = document(capsys, samples, "--workload=nginx*")
+    (row,) = result["workloads"]
+    cpu, memory = row["energy"]["components"]
+    assert (cpu["share_lower_joules"], cpu["share_upper_joules"]) == pytest.approx((7500 / 1.375, 7500 * 1.5 / 1.125))
+    assert (memory["share_lower_joules"], memory["share_upper_joules"]) == pytest.approx((1500 / 1.75, 2400))
+    assert result["share_ratios"] == [1.5, 2.0]
+    _, text, _ = run(capsys, samples, *WINDOW, "--workload=nginx*")
+    assert "one draws at most 1.5 or 2 times as much as the other" in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [

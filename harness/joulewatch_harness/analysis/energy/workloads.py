@@ -33,6 +33,8 @@ class ShareEnergy:
     share_upper_joules: float
     active_joules: float
     """All active energy of the device: that of which this is a share."""
+    ratio: float
+    """Workloads differ by at most this factor per second of use."""
     idle: Joules | None
     """Part of the idle energy, by the policy; None: nothing is added."""
 
@@ -192,7 +194,8 @@ def _share(use: WorkloadUse, device: Device, span: Span, chosen: Sequence[Worklo
     energy = joules_of(_integrated(use, device, own, span))
     active_joules = max(_integrated(use, device, use.active(device), span).joules, energy.joules)
     share = min(energy.joules / active_joules, 1.0) if active_joules > 0 else 0.0
-    low, high = share_bounds(share, use.ratio or DEFAULT_RATIO)
+    ratio = use.ratios.get(device.component, DEFAULT_RATIO)
+    low, high = share_bounds(share, ratio)
     extra = None
     if idle != "own":
         added = idle_joules(use, device, chosen, idle)
@@ -203,6 +206,7 @@ def _share(use: WorkloadUse, device: Device, span: Span, chosen: Sequence[Worklo
         share_lower_joules=low * active_joules,
         share_upper_joules=high * active_joules,
         active_joules=active_joules,
+        ratio=ratio,
         idle=extra,
     )
 

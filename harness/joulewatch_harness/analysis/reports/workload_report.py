@@ -26,9 +26,14 @@ _POLICIES: Final = {
 }
 
 
+def share_ratios(rows: Sequence[WorkloadEnergy]) -> list[float]:
+    """Return the different factors of the bounds."""
+    return sorted({part.ratio for row in rows for part in row.parts})
+
+
 def bound_text(ratios: Sequence[float]) -> str:
     """Return what the limits of the shares mean."""
-    text = " or ".join(f"{ratio:g}" for ratio in sorted(set(ratios)))
+    text = " or ".join(f"{ratio:g}" for ratio in ratios)
     return (
         f"share bounds: of two workloads, one draws at most {text} times as much as the other per second of use. They "
         "exclude ±."
@@ -43,7 +48,6 @@ def render_table(
     notices: Sequence[Notice],
     *,
     idle: IdlePolicy,
-    ratios: Sequence[float],
     width: int = DEFAULT_WIDTH,
 ) -> str:
     """Return the text: one row per workload and machine, the sum, and what the numbers mean."""
@@ -54,7 +58,9 @@ def render_table(
         lines += ["", *paragraph(warning, width)]
     shown = [*rows, *([total] if total is not None and len(rows) > 1 else [])]
     lines += ["", *Table(_text_columns(idle), shown).lines(width)]
-    notes = [ACTIVE, bound_text(ratios)]
+    notes = [ACTIVE]
+    if ratios := share_ratios(rows):
+        notes.append(bound_text(ratios))
     if idle != "own":
         notes.append(_POLICIES[idle])
     notes += [f"missing: {_name(row)} on {row.host}: {row.text} [{row.reason}]" for row in rows if not row.parts]
@@ -158,7 +164,6 @@ def render_json(
     notices: Sequence[Notice],
     *,
     idle: IdlePolicy,
-    ratios: Sequence[float],
 ) -> str:
     """Return the JSON, in base units; the total is null if the energy of a workload is missing."""
     methods = {method for row in rows for method in row.methods}
@@ -173,7 +178,7 @@ def render_json(
             "basis": "active",
             "basis_text": ACTIVE,
             "idle_policy": idle,
-            "share_ratios": sorted(set(ratios)),
+            "share_ratios": share_ratios(rows),
             "estimated": "estimated" in methods,
             "emulated": "emulated" in methods,
             "workloads": [workload_document(row) for row in rows],

@@ -45,6 +45,13 @@ _SHORTEST_MARGIN_S: Final = 5.0
 _MARGIN_INTERVALS: Final = 2.5
 _DAY_S: Final = 86_400.0
 _OF_WORKLOADS: Final = (catalog.WORKLOAD_ENERGY, catalog.UNATTRIBUTED_ENERGY)
+_DESCRIBING_WORKLOADS: Final = (
+    catalog.EXPORTER_START,
+    catalog.EXPORTER_INFO,
+    catalog.WORKLOAD_INFO,
+    catalog.WORKLOAD_RATIO,
+    catalog.ATTRIBUTION_INFO,
+)
 _WHOLE_S: Final = 7200.0
 """All samples of workloads are read in a span up to this length: there may be hundreds of series."""
 _SPARSE: Final = ":1m"
@@ -244,10 +251,10 @@ class PrometheusSource:
         return build_history(self.describe(), [*identities, *samples, *metadata], exporters, power=power)
 
     def workload_infos(self, span: tuple[float, float]) -> list[RawSeries]:
-        """Return the names of all workloads in a span and around it, and the identities of their exporters."""
+        """Return what describes the workloads in a span and around it, and the identities of their exporters."""
         found = []
         span = self._around(span)
-        for metric in (catalog.EXPORTER_START, catalog.EXPORTER_INFO, catalog.WORKLOAD_INFO, catalog.ATTRIBUTION_INFO):
+        for metric in _DESCRIBING_WORKLOADS:
             found += self._at(f"last_over_time({metric.name}{selector(self._match)}[{{range}}])", span, metric.name)
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -65,8 +65,8 @@ class WorkloadUse:
     """Component -> method of its sensors."""
     traits: Mapping[Device, Traits]
     """Component (of GPUs: and device) -> the worst limits of its sensors."""
-    ratio: float | None = None
-    """Largest ratio of the watts of two workloads, as the exporter has it; None: not stored."""
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    """Component -> how much two workloads differ per second of use, where that was measured."""
     lost_s: tuple[tuple[float, float], ...] = ()
     """From the last scrape before each restart of the exporter to the restart: their energy is missing."""
 
@@ -217,6 +217,11 @@ def _use(parts: Sequence[Placed], edges_s: Sequence[tuple[float, float]]) -> Wor
             if one.raw.name == catalog.ATTRIBUTION_INFO.name
         },
         traits=_traits(parts),
+        ratios={
+            one.labels["component"]: float(one.raw.values[-1])
+            for one in parts
+            if one.raw.name == catalog.WORKLOAD_RATIO.name
+        },
         lost_s=grid.lost_s,
     )
 
