@@ -31,6 +31,7 @@ MOST: Final = 20
 MOST_ROWS: Final = 50
 NO_WORKLOADS: Final = "No data: the exporters publish no workloads"
 WORKLOADS: Final = f"{catalog.WORKLOAD_ENERGY.name}{{{SENSORS}}}"
+RATIO: Final = f"{catalog.WORKLOAD_RATIO.name}{{{SENSORS}}}"
 UNATTRIBUTED: Final = f"{catalog.UNATTRIBUTED_ENERGY.name}{{{SENSORS}}}"
 _DEVICE: Final = "instance, component, device"
 _NAME: Final = "kind, workload"
@@ -39,8 +40,8 @@ REASONS: Final = (
     "what the devices draw without work. gap: use that could not be read."
 )
 BOUNDS: Final = (
-    "At least, at most: the limits of its share, if of two workloads one draws at most twice as much as the other per "
-    "second of use."
+    "At least, at most: the limits of its share, if of two workloads one draws at most r times as much as the other "
+    "per second of use. r is 2, or what `joulewatch calibrate --workloads` measured."
 )
 
 
@@ -53,6 +54,10 @@ def node_row() -> list[Panel]:
     unshared = UNATTRIBUTED.replace("}", ', reason=~"rest|system"}')
     active = f"sum by ({_DEVICE}) (increase({WORKLOADS}{RANGE}) or increase({unshared}{RANGE}))"
     share = f"{energy} / on ({_DEVICE}) group_left () ({active} > 0)"
+    ratio = f"(max by (instance, component) ({RATIO}) or 2 * group by (instance, component) ({energy}))"
+    per_component = "on (instance, component) group_left ()"
+    lower = f"{energy} / ({share} * {per_component} (1 - {ratio}) + {per_component} {ratio})"
+    upper = f"{energy} * {per_component} {ratio} / ({share} * {per_component} ({ratio} - 1) + 1)"
     return [
         _attributed(
             f"sum(increase({WORKLOADS}{RANGE})) / (sum(increase({WORKLOADS}{RANGE})) + "
@@ -84,8 +89,8 @@ def node_row() -> list[Panel]:
             "Active energy in the time range",
             [
                 f"sum by ({_NAME}) ({energy})",
-                f"sum by ({_NAME}) ({energy} / (2 - {share}) or {energy})",
-                f"sum by ({_NAME}) (2 * {energy} / (1 + {share}) or {energy})",
+                f"sum by ({_NAME}) ({lower} or {energy})",
+                f"sum by ({_NAME}) ({upper} or {energy})",
                 f"sum by ({_NAME}) ({energy}) / on () group_left () "
                 f"(sum(increase({WORKLOADS}{RANGE})) + sum(increase({UNATTRIBUTED}{RANGE})))",
             ],
