@@ -1,4 +1,4 @@
-"""The HTTP server: /, /metrics and /-/healthy; TLS and basic auth as in the Prometheus exporter toolkit.
+"""The HTTP server: /, /metrics, /conditions and /-/healthy; TLS and basic auth as in the Prometheus exporter toolkit.
 
 Why not the server of prometheus_client: its TLS handshake runs in the accept loop, where one silent peer blocks all
 scrapes; it has no time-outs, no limit of requests and no basic auth, and it answers every path with metrics.
@@ -30,6 +30,7 @@ from joulewatch_exporter.config.config import parse_address
 from joulewatch_exporter.config.strict import nearest
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.access import Access, Verdict
+from joulewatch_exporter.server.conditions import CONDITIONS_PATH, render_conditions
 from joulewatch_exporter.server.connection import Connection, Response, accepts_gzip, plain
 from joulewatch_exporter.server.connections import MAX_CONNECTIONS, Connections, Peer
 from joulewatch_exporter.server.edge_socket import HEADER
@@ -280,6 +281,9 @@ class WebServer:
         path, _, query = target.partition("?")
         if path == self._telemetry_path:
             return self._answer_metrics(query, headers, scrape)
+        # Not for clients that get aged values only: the conditions are those of now.
+        if path == CONDITIONS_PATH and scrape is self._scrape:
+            return self._answer_conditions()
         if path == "/-/healthy":
             return plain(HTTPStatus.OK, "joulewatch-exporter is healthy")
         if path == "/":
@@ -308,9 +312,21 @@ class WebServer:
                 min(self._slot_wait_s, 0.25 * offered_s),
             )
         except NoSlotError:
-            self._refused_scrapes += 1
-            text = "too many concurrent scrapes (--web.max-requests)"
-            return plain(HTTPStatus.SERVICE_UNAVAILABLE, text, ("Retry-After", "1"))
+            return self._refuse()
+
+    def _answer_conditions(self) -> Response:
+        def answer() -> Response:
+            return Response(status=HTTPStatus.OK, body=render_conditions(), content_type="application/json")
+
+        try:
+            return self._scrapes.run(CONDITIONS_PATH, answer, self._slot_wait_s)
+        except NoSlotError:
+            return self._refuse()
+
+    def _refuse(self) -> Response:
+        self._refused_scrapes += 1
+        text = "too many concurrent scrapes (--web.max-requests)"
+        return plain(HTTPStatus.SERVICE_UNAVAILABLE, text, ("Retry-After", "1"))
 
     def _make_scrape(
         self, scrape: Scrape, accept: str | None, only: frozenset[str] | None, timeout_s: float, is_packed: bool

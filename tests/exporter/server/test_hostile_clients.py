@@ -176,3 +176,5 @@ def test_clients_without_a_password_get_the_open_scrape(serve: Serve) -> None:
     web, port = serve(open_scrape=aged)
     assert talk(port, b"GET /metrics HTTP/1.0\r\n\r\n").endswith(b"x 0\n")
     assert web.answer_trusted("GET", "/metrics", {}).body == OK, "the socket for edges"
+    assert b"404" in talk(port, b"GET /conditions HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
+    assert web.answer_trusted("GET", "/conditions", {}).status == 200

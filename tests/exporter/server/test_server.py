@@ -119,6 +119,12 @@ def test_landing_page_and_health(serve: Serve) -> None:
     assert ask(web, "/m")[0] == 200
 
 
+def test_conditions(serve: Serve) -> None:
+    status, headers, body = ask(serve(), "/conditions")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert body == b'{"joulewatch_conditions":1,"devices":[]}'
+
+
 @pytest.mark.parametrize("target", ["/metrics/", "/favicon.ico", "/-/ready", "/metricsx"])
 def test_other_paths_are_not_found(serve: Serve, target: str) -> None:
     status, _, body = ask(serve(), target)

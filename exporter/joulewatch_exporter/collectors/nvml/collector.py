@@ -44,7 +44,7 @@ from joulewatch_exporter.collectors.nvml.library import (
     load_library,
 )
 from joulewatch_exporter.collectors.nvml.sensor import Gate, Gpu, GpuSensor
-from joulewatch_exporter.collectors.nvml.shared import share, withdraw
+from joulewatch_exporter.collectors.nvml.shared import GpuConditions, share, withdraw
 from joulewatch_exporter.errors import (
     SensorAbsentError,
     SensorDeniedError,
@@ -64,7 +64,7 @@ Status = Literal["found", "absent", "denied", "skipped", "broken"]
 PROBE_S: Final = 10.0
 """How often to probe for lost, unresponsive and new GPUs."""
 THROTTLING_S: Final = 2.0
-"""How often the counters of throttled time are read. Not in scrapes: one more call would delay them."""
+"""How often throttled time and the other conditions are read. Not in scrapes: more calls would delay them."""
 FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
 """Pause before NVML is restarted to find a lost GPU; doubled after each restart, up to the longest one."""
@@ -232,11 +232,8 @@ class NvmlCollector:
             self.gate.leave()
 
     def read_throttling(self) -> None:
-        """Read the counters of throttled time; the watcher thread calls this every ``THROTTLING_S``."""
-        for uuid in self.devices:
-            read = functools.partial(self.gpus[uuid].throttling.read, self.nvml, uuid)
-            with contextlib.suppress(SensorError):  # the sensor of this GPU reports it
-                self.ask(uuid, read, self.call_timeout_s)
+        """Read the conditions and publish throttled time; the watcher thread calls this every ``THROTTLING_S``."""
+        self.read_conditions(settings=True)
         throttled = tuple(
             [
                 Throttled(device, reason, seconds)
@@ -246,6 +243,20 @@ class NvmlCollector:
         )
         if throttled != self._throttled:
             self._throttled = throttled
+
+    def read_conditions(self, *, settings: bool = False) -> Sequence[GpuConditions]:
+        """Read the conditions of all GPUs, and their settings or those of the last read: see `shared.SharedNvml`."""
+        answers = []
+        for uuid in self.devices:
+            gpu = self.gpus[uuid]
+            reads = [functools.partial(gpu.conditions.read, self.nvml, uuid, gpu.throttling)]
+            if settings:
+                reads.append(functools.partial(gpu.conditions.read_settings, self.nvml, uuid))
+            with contextlib.suppress(SensorError):  # the sensor of this GPU reports it
+                for read in reads:
+                    self.ask(uuid, read, self.call_timeout_s)
+                answers.append(GpuConditions(uuid, gpu.conditions.counters, gpu.conditions.settings))
+        return answers
 
     def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
         """Publish the power limit that a GPU enforces now; a new limit requires a new sensor."""

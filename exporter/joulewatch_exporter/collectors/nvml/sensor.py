@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
+from joulewatch_exporter.collectors.nvml.conditions import Conditions
 from joulewatch_exporter.collectors.nvml.gpu import Channel, Description, number_of, to_readings
 from joulewatch_exporter.collectors.nvml.library import LOST, Nvml
 from joulewatch_exporter.collectors.nvml.throttling import Throttling
@@ -62,6 +63,7 @@ class Gpu:
         """For calls that must not delay the sensor."""
         self.side_lock = threading.Lock()
         self.throttling = Throttling()
+        self.conditions = Conditions()
         self.lost: SensorError | None = None
 
 

@@ -6,12 +6,20 @@ reference or a handle. So other users ask the collector for each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from joulewatch_exporter.collectors.nvml.library import Nvml
 
 T = TypeVar("T")
+
+
+class GpuConditions(NamedTuple):
+    """Conditions under which a GPU runs."""
+
+    device: str
+    counters: Mapping[str, float]
+    settings: Mapping[str, float]
 
 
 class SharedNvml(Protocol):
@@ -36,6 +44,10 @@ class SharedNvml(Protocol):
         Raises:
             SensorError: The GPU is lost or does not answer in time, or NVML is being restarted.
         """
+        ...
+
+    def read_conditions(self) -> Sequence[GpuConditions]:
+        """Read the conditions of all GPUs now; one that does not answer is not in the result."""
         ...
 
 
