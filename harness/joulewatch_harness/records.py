@@ -427,6 +427,11 @@ class ProcessorTime:
         return max(self.busy_s - self.own_s - self.services_s - self.system_s, 0.0)
 
 
+def condition_key(name: str, device: str) -> str:
+    """Return the key in ``Window.conditions`` of the condition of a device."""
+    return f"{name}/{device}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A span of time [start, end) with a single activity."""
@@ -449,8 +454,9 @@ class Window:
     other_workloads: Mapping[str, float] = field(default_factory=dict)
     """Largest workloads on the machine that have nothing to do with the run -> processor seconds around the window."""
     conditions: Mapping[str, float] = field(default_factory=dict)
-    """Run conditions: counters of the harness's machine -> their rise around the window, and settings that changed; see
-    ``runner.conditions``. Empty: not known, as in a run of an earlier version."""
+    """Run conditions: counters of the harness's machine -> their rise around the window, and settings that changed;
+    those of a device have a key of ``condition_key``. See ``runner.conditions`` and ``runner.gpu_conditions``. Empty:
+    not known, as in a run of an earlier version."""
     configuration: str = ""
     phase: str = ""
     """``load`` or ``prepare`` of a ``setup`` window."""
@@ -470,6 +476,11 @@ class Window:
     """Facts from ``describe`` in a ``prepare`` window that changed since loading, such as the state of the tuning."""
     phase_powers: tuple[PhasePowers, ...] = ()
     """Of a phase window."""
+
+    def device_conditions(self, name: str) -> dict[str, float]:
+        """Return the value of a run condition of each device that has it."""
+        prefix = condition_key(name, "")
+        return {key.removeprefix(prefix): value for key, value in self.conditions.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary
-from joulewatch_exporter.emulator.nvml_load import GpuLoadSpec, GpuProcessSpec
+from joulewatch_exporter.emulator.nvml_load import GpuConditions, GpuLoadSpec, GpuProcessSpec
 from joulewatch_exporter.emulator.signals import Constant, Sine, Square
 from joulewatch_exporter.model import Host
 from support.cgroups import make_cgroup2
@@ -190,11 +190,19 @@ def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_se
         assert last.samples("joulewatch_sensor_resets_total")[f"{failing.uuid}/total"] == 0
 
 
-def test_the_uncertainty_of_a_run_contains_the_accuracy_of_the_models(tmp_path: Path) -> None:
-    """From NVML's name of a GPU to the ± of its energy: a studied model, and one that was not studied."""
-    studied = replace(A100, name="NVIDIA A100-PCIE-40GB", energy_refresh_s=0.001)
-    other = replace(H100, energy_refresh_s=0.001)
-    with moving(tmp_path / "machine", (studied, other)) as machine:
+def test_the_uncertainty_and_the_findings_of_a_run_on_gpus(tmp_path: Path) -> None:
+    """The ± has the accuracy of a studied model, and of one that was not; the findings are the conditions of each."""
+    busy = GpuProcessSpec(pid=11, utilisation=Constant(80.0))
+    capped = GpuConditions(throttled={"power": Constant(40.0)}, power_smoothing=True, power_floor_watts=90)
+    hot = GpuConditions(throttled={"thermal": Constant(20.0)}, temperature_celsius=Constant(84.0))
+    studied = replace(
+        A100,
+        name="NVIDIA A100-PCIE-40GB",
+        energy_refresh_s=0.001,
+        load=GpuLoadSpec(conditions=capped, processes=(busy,), default_limit_watts=500.0),
+    )
+    other = replace(H100, energy_refresh_s=0.001, load=GpuLoadSpec(conditions=hot, processes=(busy,)))
+    with moving(tmp_path / "machine", (studied, other), driver_version="595.10") as machine:
         done = joulewatch(
             *("profile", "--network", SLEEPER, "--batch-sizes", "1", "--preset", "quick", "--rounds", "3"),
             *("--window", "0.5", "--idle", "1", f"--exporter.flags=--config.file={machine.config}"),
@@ -203,7 +211,28 @@ def test_the_uncertainty_of_a_run_contains_the_accuracy_of_the_models(tmp_path: 
     assert done.code == 0, done.err
     (run,) = (tmp_path / "runs").iterdir()
     result = json.loads((run / "result.json").read_text())
-    gross = result["results"][0]["energy"]["total"]["gross"]
+    total = result["results"][0]["energy"]["total"]
+    gross = total["gross"]
+    findings = {
+        (item["severity"], item["reason"], item["evidence"].get("device"))
+        for item in result["findings"]
+        if "device" in item["evidence"]
+    }
+    assert findings == {
+        ("info", "gpu_power_capped", SECOND),
+        ("info", "power_limit_not_default", SECOND),
+        ("warning", "power_smoothing_on", SECOND),
+        ("error", "gpu_throttled_thermal", FIRST),
+        ("info", "hot", FIRST),
+    }
+    shares = [item["evidence"]["share"] for item in result["findings"] if item["reason"] == "gpu_throttled_thermal"]
+    assert shares == pytest.approx([0.2] * len(shares), abs=0.03)
+    assert total["net"] is None
+    assert total["net_missing"] == f"power smoothing keeps the idle power of {SECOND} up [power_smoothing_on]"
+    header = json.loads((run / "journal.jsonl").read_text().partition("\n")[0])
+    assert header["provenance"]["gpus"][SECOND] == {
+        "limit_watts": 400.0, "default_limit_watts": 500.0, "power_smoothing": 1.0, "power_floor_watts": 90.0
+    }  # fmt: skip
     (item,) = [item for item in gross["budget"] if item["name"] == "accuracy (nvml)"]
     half_width = (0.055 * 200 + 0.1 * 300) / (200 + 300)  # the GPUs draw 200 W and 300 W
     assert item["standard_uncertainty"] / gross["value"] == pytest.approx(half_width / 3**0.5, rel=1e-3)

@@ -206,8 +206,8 @@ class ExporterClient:
             key = self._keys[raw] = parse_key(raw)
         return key
 
-    def fetch(self) -> Answer:
-        """Request the metrics page; the answer is not parsed.
+    def fetch(self, target: str = "") -> Answer:
+        """Request the metrics page, or another one; the answer is not parsed.
 
         Raises:
             ExporterUnreachableError: no answer, or not HTTP 200.
@@ -215,7 +215,7 @@ class ExporterClient:
         requested_at_s = time.time()
         reused = self._connection is not None
         try:
-            status, body = self._request()
+            status, body = self._request(target)
         except (http.client.HTTPException, ConnectionError) as error:
             # The exporter closed an idle connection or was restarted: try once more on a new connection.
             self._close_http()
@@ -223,7 +223,7 @@ class ExporterClient:
                 raise self._unreachable(error) from error
             requested_at_s = time.time()
             try:
-                status, body = self._request()
+                status, body = self._request(target)
             except (OSError, http.client.HTTPException) as second_error:
                 self._close_http()
                 raise self._unreachable(second_error) from second_error
@@ -454,7 +454,7 @@ class ExporterClient:
         except ValueError as error:
             raise ExporterUnreachableError(f"exporter {self.url}: {error}") from error
 
-    def _request(self) -> tuple[int, bytes]:
+    def _request(self, target: str) -> tuple[int, bytes]:
         if self._connection is None:
             connection: http.client.HTTPConnection
             if self._path:
@@ -470,7 +470,7 @@ class ExporterClient:
             connection.connect()
             if not self._path:
                 connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.request("GET", self._target, headers=self._headers)
+        self._connection.request("GET", target or self._target, headers=self._headers)
         response = self._connection.getresponse()
         body = response.read(LONGEST_BODY)
         if not response.isclosed():

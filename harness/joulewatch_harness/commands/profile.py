@@ -289,8 +289,9 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     from joulewatch_harness.clients.exporter import ExporterClient
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
-    from joulewatch_harness.runner.conditions import MachineConditions
+    from joulewatch_harness.runner.conditions import RunConditions
     from joulewatch_harness.runner.edges import EdgeReader
+    from joulewatch_harness.runner.gpu_conditions import conditions_clients
     from joulewatch_harness.runner.other_workloads import OtherWorkloads
     from joulewatch_harness.runner.progress import RunProgress, duration
     from joulewatch_harness.runner.provenance import collect
@@ -304,6 +305,8 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     # The header has the settle time as it was: the analysis needs it.
     plan = replace(prepared.plan, settle_s=settle_length_s(prepared.plan, refresh_s))
     sequence = steps(plan, refresh_s)
+    gpu_conditions = conditions_clients([url for url, _ in prepared.targets], prepared.exporters, prepared.sensors)
+    conditions = stack.enter_context(contextlib.closing(RunConditions(gpu_conditions)))
     header = RunHeader(
         run=prepared.run,
         started_at_s=time.time(),
@@ -314,7 +317,7 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
         configurations=plan.configurations,
         exporters=prepared.exporters,
         sensors=prepared.sensors,
-        provenance=collect(),
+        provenance=collect() | conditions.provenance,
     )
     # Checked before the journal exists: a receiver that is off is an error of the command line, not of a run.
     delivery = open_delivery(prepared.prometheus, pushgateway_url=plan.pushgateway or None, folder=prepared.folder)
@@ -339,7 +342,6 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     processors = _processor_clock(prepared)
     local = next((url for url, _ in prepared.targets if _is_local(url)), None)
     others = None if local is None else OtherWorkloads(stack.enter_context(ExporterClient(local)), processors)
-    conditions = stack.enter_context(contextlib.closing(MachineConditions()))
     delivery.start(header)
     stop = StopRequest()
     try:

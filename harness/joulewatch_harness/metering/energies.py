@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding
+from joulewatch_harness.analysis.results.audit.gpu_conditions import smoothed
 from joulewatch_harness.analysis.results.audit.other_load import check_measure_load, is_busy, measures_this_machine
 from joulewatch_harness.analysis.results.audit.run import audit_run
 from joulewatch_harness.analysis.results.audit.windows import audit_windows
@@ -145,6 +146,8 @@ class _Reader:
         return self.known("net", per_inference([(whole, gross)], power, repeatable=False), methods)
 
     def idle_power(self, sensors: Sequence[SensorId]) -> IdlePower | None:
+        if smoothed(self.run, sensors):
+            return None
         complete = []
         for measured in self.run.windows:
             if measured.window.kind != "idle":

@@ -114,6 +114,8 @@ class Bracket:
         self._start_edge: UnparsedEdge | None = None
         self._end_edge: UnparsedEdge | None = None
         self._start_parsed: Edge | None = None
+        self.more_conditions: dict[str, float] = {}
+        """Run conditions that were read elsewhere."""
         self.start_ns = 0
         """Monotonic time of the start; valid inside the bracket already."""
         self.end_ns = 0
@@ -197,7 +199,7 @@ class Bracket:
         conditions: Mapping[str, float] = {}
         start, end = self._start_conditions, self._end_conditions
         if self._conditions is not None and start is not None and end is not None:
-            conditions = self._conditions.between(start, end)
+            conditions = {**self._conditions.between(start, end), **self.more_conditions}
         return Window(
             run=run,
             index=index,

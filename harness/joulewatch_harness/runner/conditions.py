@@ -1,4 +1,4 @@
-"""Conditions of the machine around a window: counters and settings of the kernel, read at both of its edges.
+"""Run conditions around a window: counters and settings of the kernel and of GPUs, read at both of its edges.
 
 A single look misses what happens inside a window, so counters are read: stalled tasks (PSI), steal, pages read from
 swap, thermal throttling. Settings that a service may change (governor, turbo, power limits) are compared with their
@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+from joulewatch_harness.clients.conditions import ConditionsClient, DeviceConditions
+from joulewatch_harness.runner.gpu_conditions import gpus_between
 
 MOST_FILES: Final = 64
 """Files of a kind that are read, one per processor: a change or a throttled package shows in some of them."""
@@ -43,6 +46,8 @@ class ConditionsReading:
     throttle_counts: Mapping[str, int]
     settings: Mapping[str, Mapping[str, str]]
     """Key of ``Window.conditions`` -> file -> value."""
+    devices: Mapping[str, DeviceConditions] = field(default_factory=dict)
+    """GPU -> its counters and settings."""
 
 
 class ConditionsSource(Protocol):
@@ -53,15 +58,23 @@ class ConditionsSource(Protocol):
     def between(self, start: ConditionsReading, end: ConditionsReading) -> Mapping[str, float]: ...
 
 
-class MachineConditions:
-    """Keeps the files open; ``close`` closes them.
+class RunConditions:
+    """Conditions of this machine and of GPUs; keeps files and connections open until ``close``.
 
     Args:
+        exporters: Exporters that read the conditions of GPUs, on this machine or others.
         sysfs: Mount point of sysfs; for tests.
         procfs: Mount point of procfs; for tests.
     """
 
-    def __init__(self, sysfs: Path = Path("/sys"), procfs: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        exporters: Sequence[ConditionsClient] = (),
+        *,
+        sysfs: Path = Path("/sys"),
+        procfs: Path = Path("/proc"),
+    ) -> None:
+        self._exporters = tuple(exporters)
         self._stat = _Files([procfs / "stat"])
         self._vmstat = _Files([procfs / "vmstat"])
         self._pressure = {name: _Files([procfs / "pressure" / name]) for name in ("cpu", "memory")}
@@ -73,6 +86,16 @@ class MachineConditions:
             for key, patterns in _SETTINGS.items()
         }
         self._last: Mapping[str, Mapping[str, str]] = {key: files.read() for key, files in self._settings.items()}
+        self._last_devices = self._read_devices()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Settings of the GPUs as they were last, for the header of the run; empty without GPUs."""
+        gpus = {device: dict(one.settings) for device, one in self._last_devices.items()}
+        return {"gpus": gpus} if gpus else {}
+
+    def _read_devices(self) -> dict[str, DeviceConditions]:
+        return {device: one for exporter in self._exporters for device, one in exporter.read().items()}
 
     def read(self) -> ConditionsReading:
         """Return the conditions now."""
@@ -100,6 +123,7 @@ class MachineConditions:
             throttled_ms=_integers(self._times.read()),
             throttle_counts=_integers(self._counts.read()),
             settings={key: files.read() for key, files in self._settings.items()},
+            devices=self._read_devices(),
         )
 
     def between(self, start: ConditionsReading, end: ConditionsReading) -> Mapping[str, float]:
@@ -124,14 +148,19 @@ class MachineConditions:
             ]
             if changed:
                 conditions[key] = float(len(changed))
+        conditions.update(gpus_between(self._last_devices, start.devices, end.devices))
         self._last = end.settings
+        # A GPU that did not answer keeps its settings.
+        self._last_devices = {**self._last_devices, **end.devices}
         return conditions
 
     def close(self) -> None:
-        """Close the files; safe to call twice."""
+        """Close files and connections; safe to call twice."""
         kinds = (self._stat, self._vmstat, self._times, self._counts)
         for files in (*kinds, *self._pressure.values(), *self._settings.values()):
             files.close()
+        for exporter in self._exporters:
+            exporter.close()
 
 
 class _Files:

@@ -20,9 +20,11 @@ from joulewatch_harness.plan.plan import MINIMUM_BATCHES, PHASES_INLINE, REFRESH
 from joulewatch_harness.plan.scenario import is_overloaded
 from joulewatch_harness.plan.steps import MeasureStep
 from joulewatch_harness.records import Window
+from joulewatch_harness.runner.bracket import Bracket
 from joulewatch_harness.runner.calls import CALL_S, CALLS_PER_WINDOW, Cell, Span, run_offline, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency, phase_times
+from joulewatch_harness.runner.other_workloads import Usage
 from joulewatch_harness.runner.power import PowerMeter
 from joulewatch_harness.runner.processor_use import ProcessorUse
 from joulewatch_harness.runner.stopping import RunStopped
@@ -76,7 +78,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
     waited_s = driver.waited_ns * 1e-9
     if not interrupted:
         _settle_after(context, cell)
-    others = {} if context.others is None else context.others.largest(before, bracket.processor_time)
+    others = other_work(context, before, bracket)
     flags: tuple[str, ...] = ("interrupted",) if interrupted else ()
     if span.batches < MINIMUM_BATCHES or bracket.duration_s < REFRESHES_PER_WINDOW * (context.refresh_s or 0.0):
         flags += ("too_short",)
@@ -96,6 +98,14 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
         counts=phases.counts,
         other_workloads=others,
     )
+
+
+def other_work(context: RunContext, before: Usage | None, bracket: Bracket) -> dict[str, float]:
+    """Return the largest other workloads since ``before``, and note those on GPUs as conditions of the window."""
+    if context.others is None:
+        return {}
+    bracket.more_conditions.update(context.others.gpus(before))
+    return context.others.largest(before, bracket.processor_time)
 
 
 def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:

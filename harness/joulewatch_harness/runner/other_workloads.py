@@ -1,40 +1,54 @@
-"""Names of the other programs that ran while a network was measured, from an exporter on this machine.
+"""The other programs that ran while a network was measured, from an exporter on this machine.
 
 The exporter publishes the processor time of the workloads (units, containers, jobs) that it attributes energy to. It is
 read before the load of a window begins and after it has ended, never inside, and the names are those of the largest
 differences. They are an explanation: the amount of other work is that of ``processor_time``.
+
+For GPUs, which the kernel does not count, the amount is that of the exporter as well. It needs to know which workload
+is the run's own: where the exporter publishes hashed names, nothing is known.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from joulewatch_exporter import catalog
 from joulewatch_harness.clients.exporter import ExporterClient, parse_key
 from joulewatch_harness.errors import ExporterUnreachableError
-from joulewatch_harness.records import ProcessorTime
+from joulewatch_harness.records import ProcessorTime, condition_key
 from joulewatch_harness.runner.process_group import cgroup_of, path_of
 from joulewatch_harness.runner.processor_time import ProcessorSource
 
 logger = logging.getLogger(__name__)
 
-METRIC: Final = "joulewatch_workload_cpu_seconds_total"
+METRIC: Final = catalog.WORKLOAD_CPU.name
 LARGEST: Final = 3
 NOTABLE_SHARE: Final = 0.005
 """Share of the busy time from which other work needs names."""
 _OWN: Final = "joulewatch-"
 """Beginning of the names of the run's cgroups and of the exporter's unit."""
+_EXPORTER: Final = "joulewatch-exporter"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Processor time so far."""
+    """What the workloads have used so far."""
 
+    at_s: float
+    """Monotonic time."""
     workloads_s: Mapping[str, float]
     own_s: float
+    gpus_s: Mapping[tuple[str, str], float]
+    """GPU and workload -> time of the GPU."""
+    held: frozenset[tuple[str, str]]
+    """GPUs and the workloads that hold them."""
+    has_gpus: bool
 
 
 class OtherWorkloads:
@@ -56,7 +70,7 @@ class OtherWorkloads:
         self._own_names = {path, *path.split("/")} - {""}
 
     def read(self) -> Usage | None:
-        """Return the processor time of every workload; None if the exporter does not publish it."""
+        """Return what every workload has used; None if the exporter does not publish it."""
         if self._client is None:
             return None
         reading = self._processors.read()
@@ -66,13 +80,31 @@ class OtherWorkloads:
             logger.info("the names of other workloads are not known: %s", error)
             return None
         workloads_s = {}
-        for key, seconds in samples:
-            if key.startswith(METRIC):
-                _, labels = parse_key(key)
-                workloads_s[labels.get("workload", "")] = seconds
-        if not workloads_s:
+        gpus_s = {}
+        held = set()
+        has_gpus = False
+        for key, value in samples:
+            has_gpus = has_gpus or 'component="gpu"' in key
+            if not key.startswith((METRIC, catalog.WORKLOAD_GPU.name, catalog.GPU_HELD.name)):
+                continue
+            name, labels = parse_key(key)
+            workload, device = labels.get("workload", ""), labels.get("device", "")
+            if name == METRIC:
+                workloads_s[workload] = value
+            elif name == catalog.WORKLOAD_GPU.name:
+                gpus_s[device, workload] = value
+            elif value:
+                held.add((device, workload))
+        if not workloads_s and not gpus_s:
             self._client = None
-        return Usage(workloads_s, 0.0 if reading is None else reading.own_s)
+        return Usage(
+            at_s=time.monotonic(),
+            workloads_s=workloads_s,
+            own_s=0.0 if reading is None else reading.own_s,
+            gpus_s=gpus_s,
+            held=frozenset(held),
+            has_gpus=has_gpus,
+        )
 
     def largest(self, before: Usage | None, used: ProcessorTime | None) -> dict[str, float]:
         """Return the workloads that used most since ``before``, without the run; none if there was no other work."""
@@ -89,3 +121,27 @@ class OtherWorkloads:
             if used_s > 0 and not name.startswith(_OWN):
                 differences[name] = used_s
         return dict(sorted(differences.items(), key=lambda item: -item[1])[:LARGEST])
+
+    def gpus(self, before: Usage | None) -> dict[str, float]:
+        """Return conditions of the GPUs that others held since ``before``: their number, and their use."""
+        if before is None or not before.has_gpus or (after := self.read()) is None or after.at_s <= before.at_s:
+            return {}
+        names = {workload for _, workload in after.gpus_s.keys() | after.held} | after.workloads_s.keys()
+        if not any(map(self._is_own, names)):
+            return {}
+        others: Counter[str] = Counter(device for device, _ in self._of_others(before.held | after.held))
+        used_s: defaultdict[str, float] = defaultdict(float)
+        for device, workload in self._of_others(after.gpus_s):
+            used_s[device] += after.gpus_s[device, workload] - before.gpus_s.get((device, workload), 0.0)
+        conditions: dict[str, float] = {}
+        for device in others.keys() | {device for device, seconds in used_s.items() if seconds > 0}:
+            conditions[condition_key("gpu_others", device)] = max(others[device], 1)
+            conditions[condition_key("gpu_others_share", device)] = used_s[device] / (after.at_s - before.at_s)
+        return conditions
+
+    def _of_others(self, uses: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [use for use in uses if not self._is_own(use[1])]
+
+    def _is_own(self, workload: str) -> bool:
+        """Return whether a workload is that of the run; not the exporter's, whose name is never hashed."""
+        return workload in self._own_names or (workload.startswith(_OWN) and not workload.startswith(_EXPORTER))

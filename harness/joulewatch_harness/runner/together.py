@@ -21,7 +21,7 @@ from joulewatch_harness.runner.bracket import WindowContents
 from joulewatch_harness.runner.calls import Call, Cell, Span, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency
-from joulewatch_harness.runner.measuring import WARMUP_BATCHES
+from joulewatch_harness.runner.measuring import WARMUP_BATCHES, other_work
 
 _SLICE_S: Final = 0.05
 _END_LIMIT_S: Final = 600.0
@@ -93,7 +93,7 @@ def measure_together(context: RunContext, cells: Sequence[Cell], step: Concurren
         for cell, batch_s in zip(cells, alone_s, strict=True):
             cell.batch_s = batch_s
     _raise_error(loads)
-    others = {} if context.others is None else context.others.largest(before, bracket.processor_time)
+    others = other_work(context, before, bracket)
     contents: list[WindowContents] = []
     for load in loads:
         batches, latencies = _in_window(load, bracket.start_ns, bracket.end_ns)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_harness.runner.conditions import MOST_FILES, MachineConditions
+from joulewatch_harness.runner.conditions import MOST_FILES, RunConditions
 
 CPU = "sys/devices/system/cpu"
 QUIET = {
@@ -35,9 +35,9 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def machine(root: Path, files: dict[str, str] = QUIET) -> Iterator[MachineConditions]:
+def machine(root: Path, files: dict[str, str] = QUIET) -> Iterator[RunConditions]:
     write(root, files)
-    with contextlib.closing(MachineConditions(root / "sys", root / "proc")) as conditions:
+    with contextlib.closing(RunConditions(sysfs=root / "sys", procfs=root / "proc")) as conditions:
         yield conditions
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pytest
 
 from joulewatch_harness.clients.exporter import Scrape
 from joulewatch_harness.errors import ExporterUnreachableError
@@ -19,6 +22,7 @@ class Exporter:
 
     def __init__(self, workloads_s: Mapping[str, float] | None) -> None:
         self.workloads_s = workloads_s
+        self.gpus: list[tuple[str, float]] = []
         self.scrapes = 0
 
     def scrape(self) -> Scrape:
@@ -26,7 +30,7 @@ class Exporter:
         if self.workloads_s is None:
             raise ExporterUnreachableError("gone")
         samples = [(f'{METRIC}{{kind="unit",workload="{name}"}}', value) for name, value in self.workloads_s.items()]
-        return Scrape(0.0, 0.0, [("joulewatch_up", 1.0), *samples])
+        return Scrape(0.0, 0.0, [("joulewatch_up", 1.0), *samples, *self.gpus])
 
 
 class Processors:
@@ -81,3 +85,44 @@ def test_an_exporter_that_does_not_answer_costs_the_names_only() -> None:
     before = reader.read()
     exporter.workloads_s = None
     assert reader.largest(before, BUSY) == {}
+
+
+def gpu(workload: str, seconds: float, held: float = 1.0) -> list[tuple[str, float]]:
+    labels = f'{{device="GPU-1",kind="unit",workload="{workload}"}}'
+    return [
+        ('joulewatch_device_energy_joules_total{component="gpu",device="GPU-1"}', 1.0),
+        (f"joulewatch_workload_gpu_seconds_total{labels}", seconds),
+        (f"joulewatch_gpu_held{labels}", held),
+    ]
+
+
+def use_of_gpus(names: Sequence[str], first: Sequence[tuple[str, float]], last: Sequence[tuple[str, float]]) -> Any:
+    exporter = Exporter(dict.fromkeys(names, 1.0))
+    reader = others(exporter, Processors())
+    exporter.gpus = list(first)
+    before = reader.read()
+    assert before is not None
+    exporter.gpus = list(last)
+    return reader.gpus(dataclasses.replace(before, at_s=before.at_s - 100.0))
+
+
+def test_other_holders_of_a_gpu_and_their_use() -> None:
+    own = "joulewatch-9-1"
+    first = [*gpu(own, 50.0), *gpu("train.service", 7.0), *gpu("idle.service", 2.0)]
+    last = [*gpu(own, 90.0), *gpu("train.service", 17.0), *gpu("idle.service", 2.0, held=0.0)]
+    conditions = use_of_gpus(["session-3.scope"], first, last)
+    assert conditions == {"gpu_others/GPU-1": 2, "gpu_others_share/GPU-1": pytest.approx(0.1, rel=0.01)}
+    assert use_of_gpus(["session-3.scope"], gpu(own, 1.0), gpu(own, 9.0)) == {}
+
+
+def test_use_of_gpus_is_not_known_where_names_are_hashed() -> None:
+    """The exporter's unit always has its name."""
+    hashed = [*gpu("3f9a", 1.0), *gpu("77cc", 1.0)]
+    assert use_of_gpus(["joulewatch-exporter.service", "3f9a"], hashed, hashed) == {}
+
+
+def test_without_gpus_nothing_more_is_read() -> None:
+    exporter = Exporter({"session-3.scope": 1.0})
+    reader = others(exporter, Processors())
+    assert reader.gpus(reader.read()) == reader.gpus(None) == {}
+    assert exporter.scrapes == 1

@@ -21,6 +21,7 @@ from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWind
 from joulewatch_harness.analysis.results.audit.dependent_rounds import audit_rounds
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
+from joulewatch_harness.analysis.results.audit.gpu_conditions import smoothed
 from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_load, audit_repeats
 from joulewatch_harness.analysis.results.audit.other_load import (
     check_measure_load,
@@ -253,6 +254,8 @@ class _Analysis:
 
     def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
         """Return why the power of idle windows is not the idle power of some sensors; empty: nothing is known."""
+        if idle is not None and (device := smoothed(self.run, sensors)):
+            return f"power smoothing keeps the idle power of {device} up [power_smoothing_on]"
         busy = {measured.window.index for measured in self.idle_windows if is_busy(measured.window)}
         here = measures_this_machine(self.run, sensors)
         if idle is None or not here or not busy.intersection(idle.windows):

@@ -12,6 +12,7 @@ from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun
 from joulewatch_harness.analysis.results.audit.conditions import check_governor
 from joulewatch_harness.analysis.results.audit.findings import Finding
+from joulewatch_harness.analysis.results.audit.gpu_conditions import check_gpu_rounds, check_gpu_settings
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.records import EdgeCounter, RunRecord
@@ -280,5 +281,7 @@ RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
     _networks,
     _missed_refreshes,
     check_governor,
+    check_gpu_settings,
+    check_gpu_rounds,
 )
 HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)

@@ -10,6 +10,7 @@ from joulewatch_harness.analysis.energy.clock_offsets import HARNESS
 from joulewatch_harness.analysis.energy.windows import Measured, MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.conditions import check_conditions
 from joulewatch_harness.analysis.results.audit.findings import Finding
+from joulewatch_harness.analysis.results.audit.gpu_conditions import check_gpu_conditions
 from joulewatch_harness.analysis.results.audit.other_load import check_idle_load
 from joulewatch_harness.analysis.results.audit.sensors import SENSOR_CHECKS
 from joulewatch_harness.analysis.sources.series import SensorId
@@ -136,4 +137,12 @@ def _flags(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 WindowCheck = Callable[[MeasuredRun, MeasuredWindow], Iterator[Finding]]
-WINDOW_CHECKS: Final[tuple[WindowCheck, ...]] = (_parts, _node, _clocks, _flags, check_idle_load, check_conditions)
+WINDOW_CHECKS: Final[tuple[WindowCheck, ...]] = (
+    _parts,
+    _node,
+    _clocks,
+    _flags,
+    check_idle_load,
+    check_conditions,
+    check_gpu_conditions,
+)

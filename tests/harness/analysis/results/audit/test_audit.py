@@ -505,8 +505,35 @@ for reason_, severity_, conditions_ in (
     ("governor_changed", "error", {"governor_changed": 4.0}),
     ("turbo_changed", "error", {"turbo_changed": 1.0}),
     ("power_limit_changed", "error", {"power_limit_changed": 1.0}),
+    ("gpu_throttled_thermal", "error", {"gpu_thermal_s/GPU-1": 0.2}),
+    ("gpu_power_capped", "info", {"gpu_power_capped_s/GPU-1": 9.0}),
+    ("power_limit_not_default", "info", {"gpu_limit_ratio/GPU-1": 0.8}),
+    ("power_smoothing_on", "warning", {"gpu_power_smoothing/GPU-1": 1.0, "gpu_power_floor_watts/GPU-1": 210.0}),
+    ("power_profile_active", "info", {"gpu_power_profiles/GPU-1": 33.0}),
+    ("hot", "info", {"gpu_hot_s/GPU-1": 0.2}),
+    ("ecc_errors", "warning", {"gpu_ecc_errors/GPU-1": 1.0}),
+    ("gpu_shared", "error", {"gpu_others/GPU-1": 1.0, "gpu_others_share/GPU-1": 0.03}),
 ):
     case(reason_, severity_)(functools.partial(with_conditions, **conditions_))
+
+
+def with_rounds(name: str, *values: float) -> tuple[World, Samples]:
+    """Set a condition of the measure windows, in their order."""
+    world, samples = with_conditions()
+    assert world.record is not None
+    left = list(values)
+    windows = [
+        dataclasses.replace(one, conditions={**one.conditions, name: left.pop(0)}) if one.kind == "measure" else one
+        for one in world.record.windows
+    ]
+    assert not left
+    world.record = dataclasses.replace(world.record, windows=tuple(windows))
+    return world, samples
+
+
+@case("clocks_differ", "warning")
+def _() -> tuple[World, Samples]:
+    return with_rounds("gpu_sm_mhz/GPU-1", 1755.0, 1700.0)
 
 
 @case("governor_not_performance", "info")
@@ -847,6 +874,14 @@ def test_settle_time_and_refresh(settle_s: float | None, severity: set[str]) -> 
         ("throttled_s", 0.11, "cpu_throttled", "error"),
         ("throttle_count", 0.0, "cpu_throttled", None),
         ("throttle_count", 1.0, "cpu_throttled", "warning"),
+        ("gpu_thermal_s/GPU-1", 0.1, "gpu_throttled_thermal", None),
+        ("gpu_thermal_s/GPU-1", 0.11, "gpu_throttled_thermal", "error"),
+        ("gpu_hot_s/GPU-1", 0.1, "hot", None),
+        ("gpu_hot_s/GPU-1", 0.11, "hot", "info"),
+        ("gpu_power_capped_s/GPU-1", 0.5, "gpu_power_capped", None),
+        ("gpu_power_capped_s/GPU-1", 0.51, "gpu_power_capped", "info"),
+        ("gpu_others/GPU-1", 1.0, "gpu_shared", "warning"),
+        ("gpu_limit_changed/GPU-1", 1.0, "power_limit_changed", "error"),
     ],
 )
 def test_a_condition_is_a_finding_above_its_limit(
@@ -854,3 +889,36 @@ def test_a_condition_is_a_finding_above_its_limit(
 ) -> None:
     """The windows are 10 s long, on four processors."""
     assert severities(analyse(with_conditions(**{key: value})), reason) == ({severity} if severity else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason", "severity"),
+    [
+        ("gpu_power_capped_s/GPU-1", (9.0, 9.4), "gpu_power_capped", "info"),
+        ("gpu_power_capped_s/GPU-1", (9.0, 9.6), "gpu_power_capped", "warning"),
+        ("gpu_power_capped_s/GPU-1", (0.0, 0.6), "gpu_power_capped", "warning"),
+        ("gpu_sm_mhz/GPU-1", (1755.0, 1710.0), "clocks_differ", None),
+        ("gpu_sm_mhz/GPU-1", (1755.0, 1700.0), "clocks_differ", "warning"),
+    ],
+)
+def test_conditions_that_compare_the_rounds(
+    name: str, values: tuple[float, ...], reason: str, severity: Severity | None
+) -> None:
+    assert severities(analyse(with_rounds(name, *values)), reason) == ({severity} if severity else set())
+
+
+def test_with_power_smoothing_net_energy_is_withheld_for_the_devices_that_have_it() -> None:
+    """Also if it was on in a measure window only: the idle windows may have been before."""
+    gpu = sensor("GPU-1", "total", "gpu")
+    plain = analyse((world := run([CPU, gpu]), world.scrapes()))
+    assert all(energy.net is not None for energy in (plain.groups[0].total, *plain.groups[0].components))
+
+    def smoothed(one: Window) -> Window:
+        return dataclasses.replace(one, conditions={"seconds": 10.0, "gpu_power_smoothing/GPU-1": 1.0})
+
+    group = analyse(with_windows(run([CPU, gpu]), smoothed, "measure")).groups[0]
+    components = {energy.name: energy for energy in group.components}
+    assert components["cpu"].net is not None
+    assert components["gpu"].net is None and group.total.net is None
+    assert group.total.gross is not None
+    assert "[power_smoothing_on]" in group.total.net_missing
