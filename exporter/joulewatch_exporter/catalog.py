@@ -558,6 +558,14 @@ WINDOW_FLAG: Final = _harness(
     (*WINDOW_LABELS, "flag"),
     "1 at the end of a window with this flag (interrupted, loaded, not_steady, overloaded, too_short).",
 )
+WINDOW_CONDITIONS: Final = _harness(
+    "joulewatch_window_conditions",
+    "gauge",
+    "conditions",
+    (*WINDOW_LABELS, "condition", "device"),
+    "Run conditions around the window, at its end. condition: seconds (between the readings), processors, "
+    "cpu_pressure_s, steal_s, ...; conditions of a GPU have its device, and are absent if they did not occur.",
+)
 WINDOW_EDGE_JOULES: Final = _harness(
     "joulewatch_window_edge_joules",
     "gauge",

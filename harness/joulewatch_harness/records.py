@@ -427,9 +427,12 @@ class ProcessorTime:
         return max(self.busy_s - self.own_s - self.services_s - self.system_s, 0.0)
 
 
+DEVICE_SEPARATOR: Final = "/"
+
+
 def condition_key(name: str, device: str) -> str:
     """Return the key in ``Window.conditions`` of the condition of a device."""
-    return f"{name}/{device}"
+    return f"{name}{DEVICE_SEPARATOR}{device}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

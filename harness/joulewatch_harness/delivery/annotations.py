@@ -17,7 +17,16 @@ from joulewatch_harness import __version__
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.plan.scenario import OFFLINE
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
-from joulewatch_harness.records import Configuration, Edge, RunEnd, RunHeader, RunRecord, Window, WindowKind
+from joulewatch_harness.records import (
+    DEVICE_SEPARATOR,
+    Configuration,
+    Edge,
+    RunEnd,
+    RunHeader,
+    RunRecord,
+    Window,
+    WindowKind,
+)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -83,6 +92,10 @@ def window_samples(window: Window) -> list[Sample]:
         sample(catalog.WINDOW_UNITS, {**labels, "unit": unit}, at_ms, count) for unit, count in window.counts.items()
     ]
     samples += [sample(catalog.WINDOW_FLAG, {**labels, "flag": flag}, at_ms, 1) for flag in dict.fromkeys(window.flags)]
+    for key, value in window.conditions.items():
+        condition, _, device = key.partition(DEVICE_SEPARATOR)
+        at_device = {**labels, "condition": condition, "device": device}
+        samples.append(sample(catalog.WINDOW_CONDITIONS, at_device, at_ms, value))
     for name, edge in (("start", window.start_edge), ("end", window.end_edge)):
         if edge is not None:
             samples += _edge_samples(edge, {**labels, "edge": name}, at_ms)

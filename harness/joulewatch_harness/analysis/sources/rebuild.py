@@ -38,6 +38,7 @@ from joulewatch_harness.records import (
     RunStatus,
     Window,
     WindowKind,
+    condition_key,
 )
 
 RUN_NAMES: Final = (catalog.RUN_INFO.name, catalog.RUN_STATUS.name)
@@ -247,6 +248,7 @@ def _window(
                 phases[other[2]] = PhaseTime(round(spans.first(other, at_ms) or 0.0), total_s)
     flags = metrics.get(catalog.WINDOW_FLAG.name, nothing).at(key, at_ms)
     units = metrics.get(catalog.WINDOW_UNITS.name, nothing).at(key, at_ms)
+    conditions = metrics.get(catalog.WINDOW_CONDITIONS.name, nothing).at(key, at_ms)
     return Window(
         run=run,
         index=index,
@@ -268,8 +270,14 @@ def _window(
         start_edge=edges["start"].at(at_ms),
         end_edge=edges["end"].at(at_ms),
         flags=tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
+        conditions={_condition(labels): amount for labels, amount in conditions},
         counts={labels.get("unit", ""): count for labels, count in units},
     )
+
+
+def _condition(labels: Mapping[str, str]) -> str:
+    name, device = labels.get("condition", ""), labels.get("device", "")
+    return condition_key(name, device) if device else name
 
 
 def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> ProcessorTime | None:

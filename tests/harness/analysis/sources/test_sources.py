@@ -144,6 +144,23 @@ def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.R
     assert actual.end is not None and actual.end.status == "complete"
 
 
+def test_the_run_conditions_are_rebuilt(world: World) -> None:
+    """They differ between the windows of a configuration, and what did not occur in a window is not in it."""
+    assert world.record is not None
+    conditions = {"seconds": 10.0, "steal_s": 0.0, "throttled_s": 0.25, "gpu_thermal_s/GPU-1": 1.5}
+    given = [
+        {} if number == 0 else conditions if number % 2 else {"seconds": 9.0, "gpu_thermal_s/GPU-2": number * 0.1}
+        for number, _ in enumerate(world.record.windows)
+    ]
+    windows = [
+        dataclasses.replace(window, conditions=of_window)
+        for window, of_window in zip(world.record.windows, given, strict=True)
+    ]
+    record = dataclasses.replace(world.record, windows=tuple(windows))
+    rebuilt = rebuild_run(RUN, raw_of(run_samples(record)), "memory")
+    assert [window.conditions for window in rebuilt.windows] == given
+
+
 def test_a_run_that_two_servers_stored_is_rebuilt_once(world: World) -> None:
     """One server missed the end of the run, the other one its beginning."""
     assert world.record is not None
