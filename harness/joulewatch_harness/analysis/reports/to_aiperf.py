@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -19,7 +18,14 @@ from typing import Any, Final
 from joulewatch_harness import __version__
 from joulewatch_harness.analysis.reports.table import json_text
 from joulewatch_harness.analysis.results.model import EnergyResult, Estimate, GroupResult, RunResult
-from joulewatch_harness.analysis.results.totals import Totals, totals_of
+from joulewatch_harness.analysis.results.totals import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    Totals,
+    tokens_of,
+    totals_of,
+    windows_of,
+)
 from joulewatch_harness.gum import mean, standard_error, student_factor
 from joulewatch_harness.records import Window, encode
 
@@ -38,8 +44,6 @@ UNITS: Final = {
     "output_tps_per_watt": "tokens/s/W",
     "goodput_per_watt": "requests/s/W",
 }
-OUTPUT_TOKENS: Final = "output_tokens"
-PROMPT_TOKENS: Final = "prompt_tokens"
 NO_GOODPUT: Final = "a run keeps percentiles of the latency, not which requests were fast enough"
 Metric = Estimate | str
 """A value, or the reason why it is missing."""
@@ -72,8 +76,7 @@ def _result(result: RunResult, group: GroupResult) -> dict[str, Any]:
 
 
 def _energy(result: RunResult, group: GroupResult, energy: EnergyResult) -> dict[str, Any]:
-    used = set(energy.windows)
-    windows = [window for window in result.record.windows if window.index in used]
+    windows = windows_of(result.record, energy)
     totals = totals_of(result.record, energy)
     return {
         "name": energy.name,
@@ -135,12 +138,6 @@ def _metrics(
         "output_tps_per_watt": tokens_per_joule,
         "goodput_per_watt": NO_GOODPUT,
     }
-
-
-def tokens_of(windows: Sequence[Window], name: str) -> float | None:
-    """Return the tokens of some windows; None: a window did not count them."""
-    counts = [window.counts.get(name, 0) for window in windows]
-    return math.fsum(counts) if counts and all(count > 0 for count in counts) else None
 
 
 def _inverse(metric: Metric) -> Metric:

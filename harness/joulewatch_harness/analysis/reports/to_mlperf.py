@@ -4,6 +4,9 @@ A record describes the devices behind one power interface, the schema's ``measur
 no field for is in ``joulewatch``. A result that the proposal cannot express has no record but a reason: a required
 value that is not known is never made up.
 
+A record is of the task ``llm`` if the network counted its tokens and the phases ``prefill`` and ``decode`` have
+energies. Generation is the proposal's word for ``decode``.
+
 Source:
     mlcommons/inference, pull request 2587, energy-reporting/mlperf_energy_schema_v6.json (version 6.1, not merged).
     ``mlperf_energy.schema.json`` has the fields and limits that joulewatch uses, in its own words.
@@ -20,9 +23,9 @@ from typing import Any, Final
 
 from joulewatch_harness import __version__
 from joulewatch_harness.analysis.reports.table import json_text
-from joulewatch_harness.analysis.reports.to_json import energy_document
-from joulewatch_harness.analysis.results.model import EnergyResult, GroupResult, RunResult
-from joulewatch_harness.analysis.results.totals import totals_of
+from joulewatch_harness.analysis.reports.to_json import energy_document, estimate_document
+from joulewatch_harness.analysis.results.model import EnergyResult, Estimate, GroupResult, RunResult
+from joulewatch_harness.analysis.results.totals import OUTPUT_TOKENS, PROMPT_TOKENS, tokens_of, totals_of, windows_of
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.errors import JoulewatchError
 from joulewatch_harness.plan.refresh import expected_refresh_s
@@ -33,6 +36,8 @@ METHODS: Final = {"nvml": "gpu", "dcgm": "gpu", "rapl": "cpu"}
 with devices of several of them is that of the first."""
 SCENARIOS: Final = {"": "offline", "server": "server", "single_stream": "singlestream"}
 LONGEST_REFRESH_S: Final = 1.0
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
 
 
 def schema() -> dict[str, Any]:
@@ -74,7 +79,11 @@ def _record(result: RunResult, group: GroupResult) -> dict[str, Any]:
     if mean_watts <= math.fsum(idle):
         raise _NotExpressibleError("its power is not above the idle power")
     configuration = group.configuration
-    by_round = _rounds(energies)
+    by_round = list(_rounds(energies).values())
+    joules = math.fsum(total.joules for total in totals)
+    tokens, why_not = _tokens(result, group, energies, joules)
+    output = tokens.get("output_token_count")
+    rates = {} if output is None else {"output_tokens_per_second": output / totals[0].duration_s}
     return {
         "task_type": "other",
         "scenario": SCENARIOS[configuration.scenario],
@@ -85,13 +94,14 @@ def _record(result: RunResult, group: GroupResult) -> dict[str, Any]:
         "thermal_stabilization_seconds": _warmup_s(result, group),
         "static_power_baseline_watts": math.fsum(idle),
         "inference_active_power_watts": {"mean": mean_watts},
-        "total_energy_joules": math.fsum(total.joules for total in totals),
+        "total_energy_joules": joules,
         "energy_per_query_joules": {
             "mean": math.fsum(energy.gross.value for energy in energies if energy.gross is not None),
             **({"std": statistics.stdev(by_round)} if len(by_round) > 1 else {}),
         },
+        **tokens,
         "software_runtime_versions": _versions(result, group),
-        "joulewatch": _details(result, group, energies),
+        "joulewatch": {**_details(result, group, energies), **rates, "llm_missing": why_not},
     }
 
 
@@ -133,10 +143,61 @@ def _warmup_s(result: RunResult, group: GroupResult) -> float:
     )
 
 
-def _rounds(energies: Sequence[EnergyResult]) -> list[float]:
+def _rounds(energies: Sequence[EnergyResult]) -> dict[int, float]:
     """Return the energy per inference of each round in which every component has one."""
     rounds = [energy.gross.rounds for energy in energies if energy.gross is not None]
-    return [math.fsum(values[number] for values in rounds) for number in set.intersection(*map(set, rounds))]
+    numbers = sorted(set.intersection(*map(set, rounds)))
+    return {number: math.fsum(values[number] for values in rounds) for number in numbers}
+
+
+def _tokens(
+    result: RunResult, group: GroupResult, energies: Sequence[EnergyResult], joules: float
+) -> tuple[dict[str, Any], str]:
+    """Return the fields about tokens, and why they are not all that the task ``llm`` requires.
+
+    Args:
+        result, group: The result.
+        energies: Those of the record.
+        joules: Their sum over all windows.
+    """
+    windows = windows_of(result.record, energies[0])
+    inferences = sum(window.inferences for window in windows)
+    output, prompt = tokens_of(windows, OUTPUT_TOKENS), tokens_of(windows, PROMPT_TOKENS)
+    if output is None:
+        return {}, "no output tokens were counted in each window"
+    counted = {"output_token_count": round(output), "output_sequence_length": max(1, round(output / inferences))}
+    if prompt is None:
+        return counted, "no prompt tokens were counted in each window"
+    counted["input_sequence_length"] = max(1, round(prompt / inferences))
+    parts = {name: _of_phase(group, energies, name) for name in (PREFILL, DECODE)}
+    if not all(parts.values()):
+        return counted, "the energies of prefill and decode were not measured, or the sensors do not resolve them"
+    prefill, decode = (inferences * math.fsum(energy.value for energy in part.values()) for part in parts.values())
+    if prefill + decode > joules:
+        return counted, "the energies of prefill and decode are above the total"
+    # The share of the decode phase is known for all rounds together only.
+    per_token = [
+        energy * decode / joules / (tokens / sum(window.inferences for window in of_round))
+        for number, energy in _rounds(energies).items()
+        if (of_round := [window for window in windows if window.repeat == number])
+        and (tokens := tokens_of(of_round, OUTPUT_TOKENS))
+    ]
+    return {
+        "task_type": "llm",
+        **counted,
+        "energy_per_token_joules": {
+            "mean": decode / output,
+            **({"std": statistics.stdev(per_token)} if len(per_token) > 1 else {}),
+        },
+        "prefill_energy_joules": prefill,
+        "generation_energy_joules": decode,
+    }, ""
+
+
+def _of_phase(group: GroupResult, energies: Sequence[EnergyResult], name: str) -> dict[str, Estimate]:
+    """Return the energy per inference of one phase by component; empty if that of a component is not known."""
+    found = next((phase.energies for phase in group.phases if phase.name == name), {})
+    return {energy.name: found[energy.name] for energy in energies} if all(e.name in found for e in energies) else {}
 
 
 def _versions(result: RunResult, group: GroupResult) -> dict[str, str]:
@@ -157,6 +218,14 @@ def _details(result: RunResult, group: GroupResult, energies: Sequence[EnergyRes
         "hardware": result.hardware,
         "configuration": encode(group.configuration),
         "energies": [energy_document(energy) for energy in energies],
+        "phases": {
+            phase.name: {
+                energy.name: estimate_document(phase.energies[energy.name], "J/inference")
+                for energy in energies
+                if energy.name in phase.energies
+            }
+            for phase in group.phases
+        },
         "sensors": [encode(record) for record in result.sensors if SensorId.of(record) in used],
         "methods": methods,
         "estimated": "estimated" in methods,

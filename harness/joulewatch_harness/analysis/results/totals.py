@@ -1,12 +1,17 @@
-"""Energy and time of all windows of a result together, for formats that have no energy per inference."""
+"""Energy, time and tokens of all windows of a result together, for formats that have no energy per inference."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from joulewatch_harness.analysis.results.model import EnergyResult
-from joulewatch_harness.records import RunRecord
+from joulewatch_harness.records import RunRecord, Window
+
+OUTPUT_TOKENS: Final = "output_tokens"
+PROMPT_TOKENS: Final = "prompt_tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +35,7 @@ def totals_of(record: RunRecord, energy: EnergyResult | None) -> Totals | None:
     """Return the totals of an energy; None if it is missing."""
     if energy is None or energy.gross is None:
         return None
-    used = set(energy.windows)
-    windows = [window for window in record.windows if window.index in used]
+    windows = windows_of(record, energy)
     inferences = sum(window.inferences for window in windows)
     expanded = energy.gross.expanded
     return Totals(
@@ -41,3 +45,15 @@ def totals_of(record: RunRecord, energy: EnergyResult | None) -> Totals | None:
         duration_s=math.fsum(window.duration_s for window in windows),
         ended_at_s=max(window.end_s for window in windows),
     )
+
+
+def windows_of(record: RunRecord, energy: EnergyResult) -> list[Window]:
+    """Return the windows used for an energy."""
+    used = set(energy.windows)
+    return [window for window in record.windows if window.index in used]
+
+
+def tokens_of(windows: Sequence[Window], name: str) -> float | None:
+    """Return the tokens of some windows; None: a window did not count them."""
+    counts = [window.counts.get(name, 0) for window in windows]
+    return math.fsum(counts) if counts and all(count > 0 for count in counts) else None
