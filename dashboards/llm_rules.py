@@ -2,6 +2,9 @@
 
 The label ``host`` joins a server to the energy of its machine; without one, it is the host of ``instance``. Rates are
 summed first and divided once. A server without tokens has no series.
+
+All rules are one group: Prometheus evaluates each group at a time of its own, so a quotient of series from two groups
+has watts and tokens of different times. For the same reason, the group has watts of its own.
 """
 
 from __future__ import annotations
@@ -29,24 +32,41 @@ COUNTERS: Final = {
 }
 """Field of a server -> the name in the recorded series."""
 UNITS: Final = {"output": "output_token", "input": "input_token", "requests": "request"}
-WATTS: Final = "host:joulewatch_device_energy_joules:rate5m"
+FIRST_TOKEN_BUCKETS: Final = "instance_model_le:llm_first_token_seconds_bucket:rate5m"
+WATTS: Final = "host:llm_watts:rate5m"
+SERVING: Final = "(host:llm_output_tokens:rate5m or host:llm_requests:rate5m)"
+DEVICES: Final = f"""\
+sum by ({BY_HOST}) (
+  (
+    instance_device_domain:joulewatch_device_energy_joules:calibrated_rate5m
+    or increase(joulewatch_device_energy_joules_total[5m]) / 300
+  )
+  * on (cluster, job, instance, collector, component, device, domain) group_left (host)
+  joulewatch_sensor_info{{scope="device"}}
+)"""
+MACHINE: Final = f"""\
+* on (cluster, job, instance) group_left (host) (
+  group by (cluster, job, instance, host) (joulewatch_sensor_info{{scope="device", read_mode!="remote"}})
+  and on ({BY_HOST}) {WATTS}
+)"""
+"""Adds ``host`` to the series of an exporter, of machines with such servers only."""
+MOST_WORKLOADS: Final = 20
+"""Of one machine."""
 
 
 def llm_rules() -> str:
     """Return the file."""
     lines = [
-        "  - name: joulewatch.llm.servers",
-        "    # The same names for every server, by target and model. Front ends count their engines' tokens again.",
+        "  - name: joulewatch.llm",
+        "    # One group, so that watts and tokens of a quotient are of the same time.",
         "    rules:",
+        "      # The same names for every server, by target and model. Front ends count their engines' tokens again.",
     ]
     for name, server in llm_servers().items():
         for record, expr in _of_server(server):
             lines += _rule(record, expr, server=name, front_end="1" if server.front_end else "0")
     lines += [
-        "",
-        "  - name: joulewatch.llm.energy",
-        "    # Joules of all devices of a machine, idle power included, per token and request of all its servers.",
-        "    rules:",
+        "      # Joules of all devices of a machine, idle power included, per token and request of all its servers.",
     ]
     for record, expr in _energy():
         lines += _rule(record, expr)
@@ -72,10 +92,20 @@ def _of_server(server: LLMServer) -> Iterator[tuple[str, str]]:
     ):
         if metric:
             yield f"instance_model:llm_{name}:{function}", _by_target(function, server, "{}", (metric,))
-    for metric, name in ((server.first_token, "first_token_seconds"), (server.inter_token, "inter_token_seconds")):
+    for metric, phase in ((server.prefill, "prefill"), (server.decode, "decode")):
         if metric:
-            buckets = _by_target("sum", server, "rate({}[5m])", (f"{metric}_bucket",), more="le")
-            yield f"instance_model:llm_{name}:p99_5m", f"histogram_quantile(0.99,\n{_indented(buckets)}\n)"
+            yield f"instance_model:llm_{phase}_seconds:rate5m", _by_target("sum", server, "rate({}[5m])", (metric,))
+    if server.first_token:
+        yield FIRST_TOKEN_BUCKETS, _buckets(server, server.first_token)
+    if server.inter_token:
+        yield (
+            "instance_model:llm_inter_token_seconds:p99_5m",
+            f"histogram_quantile(0.99,\n{_indented(_buckets(server, server.inter_token))}\n)",
+        )
+
+
+def _buckets(server: LLMServer, histogram: str) -> str:
+    return _by_target("sum", server, "rate({}[5m])", (f"{histogram}_bucket",), more="le")
 
 
 def _by_target(function: str, server: LLMServer, form: str, metrics: tuple[str, ...], more: str = "") -> str:
@@ -100,12 +130,14 @@ def _indented(text: str) -> str:
 
 
 def _energy() -> Iterator[tuple[str, str]]:
+    yield "instance_model:llm_first_token_seconds:p99_5m", f"histogram_quantile(0.99, {FIRST_TOKEN_BUCKETS})"
     for name in COUNTERS.values():
-        series = f"instance_model:llm_{name}:rate5m"
-        yield (
-            f"host:llm_{name}:rate5m",
-            f'sum by ({BY_HOST}) ({series}{{front_end="0"}})\nor sum by ({BY_HOST}) ({series}{{front_end="1"}})',
-        )
+        yield f"host:llm_{name}:rate5m", _of_engines(f"instance_model:llm_{name}:rate5m", "{}")
+    yield (
+        "host:llm_requests_running:avg5m",
+        _of_engines("instance_model:llm_requests_running:sum", "avg_over_time({}[5m])"),
+    )
+    yield WATTS, f"{DEVICES}\nand on ({BY_HOST}) {SERVING}"
     for field, unit in UNITS.items():
         tokens = f"host:llm_{COUNTERS[field]}:rate5m"
         yield f"host:llm_joules_per_{unit}:rate5m", f"{WATTS} / ({tokens} > 0)"
@@ -128,3 +160,24 @@ def _energy() -> Iterator[tuple[str, str]]:
         f"/ (sum by (cluster, model) (\n  {series}\n"
         "  and on (cluster, host, job, instance, model) instance_model:llm_watts:token_share5m\n) > 0)",
     )
+    # Whose energy it is, on machines with such servers, and how long their devices were throttled.
+    yield (
+        "host_kind_workload:llm_watts:rate5m",
+        f"topk by ({BY_HOST}) ({MOST_WORKLOADS}, sum by ({BY_HOST}, kind, workload) (\n"
+        f"  instance_kind_workload:joulewatch_workload_energy_joules:rate5m\n{_indented(MACHINE)}\n))",
+    )
+    yield (
+        "host_reason:llm_unattributed_watts:rate5m",
+        f"sum by ({BY_HOST}, reason) (\n"
+        f"  instance_reason:joulewatch_unattributed_energy_joules:rate5m\n{_indented(MACHINE)}\n)",
+    )
+    yield (
+        "host_reason:llm_throttled_seconds:rate5m",
+        f"max by ({BY_HOST}, reason) (\n  rate(joulewatch_device_throttled_seconds_total[5m])\n{_indented(MACHINE)}\n)",
+    )
+
+
+def _of_engines(series: str, form: str) -> str:
+    """Return PromQL for the sum by machine: of its engines, or of its front ends if it has no engines."""
+    engines, front_ends = (form.format(f'{series}{{front_end="{number}"}}') for number in "01")
+    return f"sum by ({BY_HOST}) ({engines})\nor sum by ({BY_HOST}) ({front_ends})"

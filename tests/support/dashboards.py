@@ -171,7 +171,7 @@ def llm_labels() -> dict[str, set[str]]:
     for server in llm_servers().values():
         of_server = target | {server.model or "model"}
         counters = (*server.output, *server.input, *server.cached, *server.requests)
-        for name in filter(None, (*counters, server.running, server.kv_usage)):
+        for name in filter(None, (*counters, server.running, server.kv_usage, server.prefill, server.decode)):
             labels[name] = of_server
         for name in filter(None, (server.first_token, server.inter_token)):
             labels[f"{name}_bucket"] = of_server | {"le"}

@@ -37,6 +37,10 @@ class LLMServer:
     """Histogram of the seconds to the first token."""
     inter_token: str = ""
     """Histogram of the seconds between two tokens."""
+    prefill: str = ""
+    """Counter of the seconds that requests were in prefill: requests at the same time are added."""
+    decode: str = ""
+    """The same for decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
