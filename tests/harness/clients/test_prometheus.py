@@ -100,6 +100,24 @@ def test_netrc_does_not_override_the_configured_credentials(
     assert "Authorization" not in server.calls[0].request.headers
 
 
+@pytest.mark.parametrize(
+    ("url", "compressed"),
+    [
+        ("http://localhost:9090", False),
+        ("http://127.0.0.1:9090/prometheus", False),
+        ("http://[::1]:9090", False),
+        ("http://server:9090", True),
+    ],
+)
+def test_only_another_machine_compresses_its_answers(
+    server: responses.RequestsMock, url: str, compressed: bool
+) -> None:
+    server.post(f"{url}/api/v1/query", json=VECTOR)
+    with PrometheusClient(PrometheusOptions(url)) as prometheus:
+        prometheus.query("1")
+    assert ("gzip" in server.calls[0].request.headers["Accept-Encoding"]) is compressed
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_retried_and_retry_after_is_honoured(server: responses.RequestsMock, status: int) -> None:
     server.post(QUERY, status=status, headers={"Retry-After": "7"}, body="busy")
