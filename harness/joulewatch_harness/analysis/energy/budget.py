@@ -7,8 +7,10 @@ import sys
 from functools import lru_cache
 from typing import Final
 
+import numpy as np
+
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, ClockOffset, Distribution
-from joulewatch_harness.analysis.sources.series import Traits
+from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.gum import NORMAL_95
 
 _DIVISORS: Final[dict[Distribution, float]] = {
@@ -52,24 +54,30 @@ def _refresh_text(refresh_s: float) -> str:
     return f"the value is up to {refresh_s:.3g} s old at either edge"
 
 
-def counter_items(
-    traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float, stale_edges: int = 2
-) -> list[BudgetItem]:
-    """Return the components of a counter, without zeros, at both edges; ``stale_edges`` of them are not at a refresh.
+def refresh_joules(
+    traits: Traits, power: Floats, floor: Floats, cap: Floats, batches_s: Floats, stale_edges: Floats | int = 2
+) -> Floats:
+    """Return the half-width of each energy of a counter by its refresh; ``stale_edges`` are not at a refresh.
 
     Either value is up to a refresh period r old. The two ages are independent, and they meet different powers:
     u = r sqrt(P^2 / 6 + 2 / 3 s^2), where s^2 <= (cap - P) (P - floor) is the largest variance of a power between
     floor and cap with the mean P (Bhatia and Davis 2000). Power that repeats with each batch averages out over r.
     A counter that is integrated from a gauge by the trapezoid lags by half of r more, which adds r^2 s^2 / 2.
     """
-    variance = max(cap - power, 0.0) * max(power - floor, 0.0)
-    if batch_s < traits.refresh_s:
-        variance *= batch_s / traits.refresh_s
+    if traits.refresh_s <= 0:
+        return np.zeros_like(power)
+    variance = np.maximum(cap - power, 0.0) * np.maximum(power - floor, 0.0)
+    variance = variance * np.minimum(batches_s / traits.refresh_s, 1.0)
     integrated = traits.resolution_watts > 0
-    half = traits.refresh_s * math.sqrt((power * power + (7 if integrated else 4) * variance) * stale_edges / 2)
+    half: Floats = traits.refresh_s * np.sqrt((power * power + (7 if integrated else 4) * variance) * stale_edges / 2)
+    return half
+
+
+def counter_items(traits: Traits, duration_s: float, refresh: float) -> list[BudgetItem]:
+    """Return the components of a counter, without zeros, at both edges; ``refresh`` is from `refresh_joules`."""
     items = []
-    if half > 0:
-        items.append(budget_item("refresh", half, "triangular", _refresh_text(traits.refresh_s)))
+    if refresh > 0:
+        items.append(budget_item("refresh", refresh, "triangular", _refresh_text(traits.refresh_s)))
     if traits.resolution_joules > 0:
         text = f"steps of {traits.resolution_joules:.3g} J at either edge"
         items.append(budget_item("resolution", traits.resolution_joules, "triangular", text))

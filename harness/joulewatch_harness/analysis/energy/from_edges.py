@@ -1,11 +1,26 @@
-"""Energy of a window whose counter was read at its two edges. Pure."""
+"""Energy of windows whose counter was read at their two edges. Pure.
+
+All windows of a counter are computed at once, with one value per window in each array, as in ``from_history``. Only the
+windows with refreshes at an edge (``stepped_edges``) are computed one by one.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
-from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_item, counter_items, without_zeros
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.analysis.energy.budget import (
+    accuracy_items,
+    budget_item,
+    counter_items,
+    refresh_joules,
+    without_zeros,
+)
 from joulewatch_harness.analysis.energy.stepped_edges import (
     LEAST_POWER_DOUBT,
     StepEdge,
@@ -18,6 +33,7 @@ from joulewatch_harness.analysis.energy.stepped_edges import (
 from joulewatch_harness.analysis.energy.window_energy import (
     POWER_CAP_FACTOR,
     BudgetItem,
+    ClockOffset,
     EdgeReading,
     Span,
     WindowEnergy,
@@ -26,6 +42,7 @@ from joulewatch_harness.analysis.energy.window_energy import (
 )
 from joulewatch_harness.analysis.sources.series import Floats, Traits
 from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.records import EdgeStep
 
 
 def energy_from_edges(
@@ -71,85 +88,220 @@ def energy_from_edges(
     Raises:
         CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are out of order).
     """
-    check_refresh(window, traits)
-    check_restart(restarts_s, start.read_at_s, end.read_at_s)
-    # The first refresh after the end is the nearest to it.
-    end_at_s, end_joules = end.read_at_s, end.joules
-    if end.step is not None:
-        end_at_s, end_joules = end.read_at_s - end.step.span_s, end.step.first_joules
-    rise = end_joules - start.joules
-    if rise < 0:
-        raise CoverageError(
-            "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end_joules:.6g} J inside the window"
-        )
-    duration_s, is_same_clock = window.duration_s, start.offset is end.offset or start.offset == end.offset
-    doubts_s = (start.offset.half_width_s, end.offset.half_width_s)
-    slack_s = (
-        window.start_s - (start.read_at_s - start.offset.nominal_s),
-        (end_at_s - end.offset.nominal_s) - window.end_s,
+    energies = EdgeEnergies(
+        EdgeReadings(np.array([start.read_at_s]), np.array([start.joules]), [start.step]),
+        EdgeReadings(np.array([end.read_at_s]), np.array([end.joules]), [end.step]),
+        EdgeWindows.of([window], [(start.offset, end.offset)], [batch_s]),
+        traits,
+        restarts_s=restarts_s,
+        power_floor_watts=power_floor_watts,
+        power_cap_watts=power_cap_watts,
+        settled=settled,
     )
-    between_s = duration_s + slack_s[0] + slack_s[1]
-    if between_s <= duration_s / 2:
-        raise CoverageError(
+    return energies.energy(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeReadings:
+    """Readings of one counter at the starts, or at the ends, of some windows: one value per window."""
+
+    read_at_s: Floats
+    """On the exporter's clock; nan: not read."""
+    joules: Floats
+    steps: Sequence[EdgeStep | None]
+
+    def __getitem__(self, at: int) -> EdgeReading:
+        return EdgeReading(float(self.read_at_s[at]), float(self.joules[at]), step=self.steps[at])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EdgeWindows:
+    """Windows, and the clock of an exporter at their edges; each array has one value per window."""
+
+    spans: Sequence[Span]
+    """On the harness's clock."""
+    starts_s: Floats
+    ends_s: Floats
+    durations_s: Floats
+    clock_errors_s: Floats
+    batches_s: Floats
+    offsets_s: tuple[Floats, Floats]
+    """The exporter's clock minus the harness's, at the start and at the end."""
+    doubts_s: tuple[Floats, Floats]
+    """Their half-widths."""
+    is_same_clock: NDArray[np.bool_]
+    """Whether both edges have the same offset, and so the same error of it."""
+
+    @classmethod
+    def of(
+        cls, spans: Sequence[Span], offsets: Sequence[tuple[ClockOffset, ClockOffset]], batches_s: Sequence[float]
+    ) -> Self:
+        """Return windows; the arguments have one value per window."""
+        starts, ends = zip(*offsets, strict=True) if offsets else ((), ())
+        return cls(
+            spans=spans,
+            starts_s=np.array([span.start_s for span in spans]),
+            ends_s=np.array([span.end_s for span in spans]),
+            durations_s=np.array([span.duration_s for span in spans]),
+            clock_errors_s=np.array([span.clock_error_s for span in spans]),
+            batches_s=np.asarray(batches_s),
+            offsets_s=(_nominal_s(starts), _nominal_s(ends)),
+            doubts_s=(_half_width_s(starts), _half_width_s(ends)),
+            is_same_clock=np.array([start is end or start == end for start, end in offsets], dtype=bool),
+        )
+
+
+def _nominal_s(offsets: Sequence[ClockOffset]) -> Floats:
+    return np.array([offset.nominal_s for offset in offsets])
+
+
+def _half_width_s(offsets: Sequence[ClockOffset]) -> Floats:
+    return np.array([offset.half_width_s for offset in offsets])
+
+
+class EdgeEnergies:
+    """Energies of windows by the readings at their edges, for all windows of one counter at once.
+
+    See ``energy_from_edges`` for the method, which has the same arguments for one window.
+    """
+
+    def __init__(
+        self,
+        start: EdgeReadings,
+        end: EdgeReadings,
+        windows: EdgeWindows,
+        traits: Traits,
+        *,
+        restarts_s: Floats | None = None,
+        power_floor_watts: float = 0.0,
+        power_cap_watts: float = 0.0,
+        settled: bool = True,
+    ) -> None:
+        self._start, self._end = start, end
+        self._windows, self._traits = windows, traits
+        self._restarts_s = restarts_s
+        stepped = [at for at, pair in enumerate(zip(start.steps, end.steps, strict=True)) if pair != (None, None)]
+        # The first refresh after the end is the nearest to it.
+        end_at_s, end_joules = end.read_at_s.copy(), end.joules.copy()
+        for at in stepped:
+            if step := end.steps[at]:
+                end_at_s[at] -= step.span_s
+                end_joules[at] = step.first_joules
+        self._end_joules = end_joules
+        rise = end_joules - start.joules
+        duration_s, doubts_s, error_s = windows.durations_s, windows.doubts_s, windows.clock_errors_s
+        slack_s = (
+            windows.starts_s - (start.read_at_s - windows.offsets_s[0]),
+            (end_at_s - windows.offsets_s[1]) - windows.ends_s,
+        )
+        self._between_s = between_s = duration_s + slack_s[0] + slack_s[1]
+        restarts = np.empty(0) if restarts_s is None else np.sort(restarts_s)
+        has_problem = np.isfinite(between_s) & (
+            (duration_s < traits.refresh_s)
+            | (restarts.searchsorted(end.read_at_s, "right") > restarts.searchsorted(start.read_at_s, "right"))
+            | (rise < 0)
+            | (between_s <= duration_s / 2)
+        )
+        self._problems = {int(at): self._problem(int(at)) for at in np.flatnonzero(has_problem)}
+        power = rise / np.where(has_problem, duration_s, between_s)
+        floor = np.minimum(power_floor_watts, power)
+        cap = np.maximum(POWER_CAP_FACTOR * power, power_cap_watts)
+        for at in stepped:
+            cap[at] = max(cap[at], *(power_of(edge[at], traits.refresh_s) or 0.0 for edge in (start, end)))
+        outside_s, inside_s = _largest_slacks(slack_s, doubts_s, error_s, windows.is_same_clock)
+        different = np.where(windows.is_same_clock, 0.0, doubts_s[0] + doubts_s[1])
+        clock_half = 2 * error_s * power + different * power
+        slack_s = _moved_outside(slack_s, np.where(windows.is_same_clock, doubts_s[0], 0.0))
+        if settled:
+            joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
+        else:
+            joules = rise - (slack_s[0] + slack_s[1]) * power
+            slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * np.maximum(cap - power, power - floor)
+            slack_standard = slack_half / math.sqrt(3.0)
+        stale, errors_s = np.full(len(windows.spans), 2), np.zeros(len(windows.spans))
+        self._time_items: dict[int, BudgetItem] = {}
+        for at in (at for at in stepped if between_s[at] > duration_s[at] / 2):
+            of_window = {"power": float(power[at]), "floor": float(floor[at]), "refresh_s": traits.refresh_s}
+            edges = [
+                StepEdge.of(float(slack[at]), reading[at], other[at], **of_window)
+                for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
+            ]
+            joules[at], slack_half[at], slack_standard[at] = _between_steps(
+                float(rise[at]), edges, float(floor[at]), float(cap[at])
+            )
+            stale[at] = sum(edge.step is None for edge in edges)
+            errors_s[at] = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
+            self._time_items[at] = _time_item(edges)
+        blur = np.where(stale > 0, traits.refresh_s, 0.0) * cap + errors_s * cap + traits.resolution_joules
+        # Lists, because single values of an array are slow to get.
+        self._joules: list[float] = joules.tolist()
+        self._lower_joules: list[float] = np.maximum(rise - outside_s * cap - blur, 0.0).tolist()
+        self._upper_joules: list[float] = (rise + inside_s * cap + blur).tolist()
+        self._slack_ms: tuple[list[float], list[float]] = ((slack_s[0] * 1e3).tolist(), (slack_s[1] * 1e3).tolist())
+        self._slack_half: list[float] = slack_half.tolist()
+        self._slack_standard: list[float] = slack_standard.tolist()
+        self._clock_half: list[float] = clock_half.tolist()
+        self._power: list[float] = power.tolist()
+        self._refresh: list[float] = refresh_joules(traits, power, floor, cap, windows.batches_s, stale).tolist()
+
+    def _problem(self, at: int) -> CoverageError:
+        """Return why a window has no energy."""
+        window = self._windows.spans[at]
+        start_joules, end_joules = float(self._start.joules[at]), float(self._end_joules[at])
+        try:
+            check_refresh(window, self._traits)
+            check_restart(self._restarts_s, float(self._start.read_at_s[at]), float(self._end.read_at_s[at]))
+        except CoverageError as error:
+            return error
+        if end_joules < start_joules:
+            text = f"the counter fell from {start_joules:.6g} J to {end_joules:.6g} J inside the window"
+            return CoverageError("exporter_restart", text)
+        return CoverageError(
             "clock_skew",
-            f"the readings at the edges are {between_s:.3f} s apart on the harness's clock, but the window is "
-            f"{duration_s:.3f} s long",
+            f"the readings at the edges are {self._between_s[at]:.3f} s apart on the harness's clock, but the window "
+            f"is {window.duration_s:.3f} s long",
         )
-    power = rise / between_s
-    floor = min(power_floor_watts, power)
-    cap = max(
-        POWER_CAP_FACTOR * power,
-        power_cap_watts,
-        power_of(start, traits.refresh_s) or 0.0,
-        power_of(end, traits.refresh_s) or 0.0,
-    )
-    outside_s, inside_s = _largest_slacks(slack_s, doubts_s, window.clock_error_s, is_same_clock=is_same_clock)
-    clock_half = 2 * window.clock_error_s * power
-    if is_same_clock:
-        slack_s = _moved_outside(slack_s, doubts_s[0])
-    else:
-        clock_half += (doubts_s[0] + doubts_s[1]) * power
-    stale, errors_s = 2, 0.0
-    time_items: tuple[BudgetItem, ...] = ()
-    if start.step is not None or end.step is not None:
-        edges = [
-            StepEdge.of(slack, reading, other, power=power, floor=floor, refresh_s=traits.refresh_s)
-            for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
+
+    def problem(self, at: int) -> CoverageError | None:
+        """Return why a window has no energy; None: it has one."""
+        return self._problems.get(at)
+
+    def energy(self, at: int) -> WindowEnergy:
+        """Return the energy of a window that was read at both edges.
+
+        Raises:
+            CoverageError: It has none.
+        """
+        if problem := self._problems.get(at):
+            raise problem
+        traits, power, clock_half = self._traits, self._power[at], self._clock_half[at]
+        joules, duration_s = self._joules[at], self._windows.spans[at].duration_s
+        before_ms, after_ms = (slack_ms[at] for slack_ms in self._slack_ms)
+        items = [
+            budget_item(
+                "edge slack",
+                self._slack_half[at],
+                "arcsine",
+                f"{before_ms:.3g} ms and {after_ms:.3g} ms between the readings and the window",
+                standard_joules=self._slack_standard[at],
+                systematic=True,
+            )
         ]
-        joules, slack_half, slack_standard = _between_steps(rise, edges, floor, cap)
-        stale = sum(edge.step is None for edge in edges)
-        errors_s = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
-        time_items = (_time_item(edges),)
-    elif settled:
-        joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
-    else:
-        joules = rise - sum(slack_s) * power
-        slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * max(cap - power, power - floor)
-        slack_standard = slack_half / math.sqrt(3.0)
-    text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
-    budget = without_zeros(
-        budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
-        budget_item(
-            "clock",
-            clock_half,
-            "uniform",
-            f"clocks and their mapping, {clock_half / power * 1e3 if power else 0.0:.3g} ms over both edges",
-            systematic=True,
-        ),
-        *time_items,
-        *counter_items(traits, duration_s, power, floor, cap, batch_s, stale),
-        *accuracy_items(traits, joules),
-    )
-    blur = (traits.refresh_s if stale else 0.0) * cap + errors_s * cap + traits.resolution_joules
-    return WindowEnergy(
-        joules=joules,
-        lower_joules=max(rise - outside_s * cap - blur, 0.0),
-        upper_joules=rise + inside_s * cap + blur,
-        budget=budget,
-        method="edges",
-        duration_s=duration_s,
-        samples=2,
-    )
+        if clock_half > 0:
+            text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
+            items.append(budget_item("clock", clock_half, "uniform", text, systematic=True))
+        if at in self._time_items:
+            items.append(self._time_items[at])
+        items += counter_items(traits, duration_s, self._refresh[at])
+        return WindowEnergy(
+            joules=joules,
+            lower_joules=self._lower_joules[at],
+            upper_joules=self._upper_joules[at],
+            budget=without_zeros(*items, *accuracy_items(traits, joules)),
+            method="edges",
+            duration_s=duration_s,
+            samples=2,
+        )
 
 
 def _between_steps(rise: float, edges: Sequence[StepEdge], floor: float, cap: float) -> tuple[float, float, float]:
@@ -174,26 +326,25 @@ def _time_item(edges: Sequence[StepEdge]) -> BudgetItem:
 
 
 def _between_readings(
-    rise: float, slack_s: tuple[float, float], power: float, floor: float
-) -> tuple[float, float, float]:
+    rise: Floats, slack_s: tuple[Floats, Floats], power: Floats, floor: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Return the energy between two readings without that of the slack, and the slack's half-width and uncertainty."""
-    joules = rise
-    slack_half = 0.0
+    joules, slack_half = rise, np.zeros_like(rise)
     for slack in slack_s:
         # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
         # power between the smallest one observed and the window's.
-        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
-        slack_half += abs(slack) * max(power - floor, LEAST_POWER_DOUBT * power) / 2
+        joules = joules - np.where(slack >= 0, slack * (power + floor) / 2, slack * power)
+        slack_half += abs(slack) * np.maximum(power - floor, LEAST_POWER_DOUBT * power) / 2
     # The extremes are the likely cases: the machine is idle while its counters are read, or it keeps running, with any
     # power up to twice the mean, at both edges independently.
     running = (POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
-    standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
+    standard = np.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
     return joules, slack_half, standard
 
 
 def _largest_slacks(
-    slack_s: tuple[float, float], doubts_s: tuple[float, float], error_s: float, *, is_same_clock: bool
-) -> tuple[float, float]:
+    slack_s: tuple[Floats, Floats], doubts_s: tuple[Floats, Floats], error_s: Floats, is_same_clock: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
     """Return the longest total time between the readings and the window outside it, and the longest inside it.
 
     Args:
@@ -202,25 +353,22 @@ def _largest_slacks(
         error_s: By which each edge of the window may be off.
         is_same_clock: Whether both readings have the same offset.
     """
-    first_s, last_s = doubts_s
     # A common offset moves both readings in one direction: away from the window at one edge, into it at the other. The
     # totals are convex in the shift, so they are largest at its limits.
-    if is_same_clock:
-        last_s = -last_s
-    outside_s = inside_s = 0.0
+    first_s, last_s = doubts_s[0], np.where(is_same_clock, -doubts_s[1], doubts_s[1])
+    outside_s, inside_s = [], []
     for before_s, after_s in (
         (slack_s[0] + first_s, slack_s[1] + last_s),
         (slack_s[0] - first_s, slack_s[1] - last_s),
     ):
-        outside_s = max(outside_s, max(before_s + error_s, 0.0) + max(after_s + error_s, 0.0))
-        inside_s = max(inside_s, max(error_s - before_s, 0.0) + max(error_s - after_s, 0.0))
-    return outside_s, inside_s
+        outside_s.append(np.maximum(before_s + error_s, 0.0) + np.maximum(after_s + error_s, 0.0))
+        inside_s.append(np.maximum(error_s - before_s, 0.0) + np.maximum(error_s - after_s, 0.0))
+    return np.maximum(*outside_s), np.maximum(*inside_s)
 
 
-def _moved_outside(slack_s: tuple[float, float], limit_s: float) -> tuple[float, float]:
+def _moved_outside(slack_s: tuple[Floats, Floats], limit_s: Floats) -> tuple[Floats, Floats]:
     """Move both readings by one time, at most ``limit_s``, so that as little as possible of it is inside the window."""
     first_s, last_s = slack_s
-    if first_s * last_s >= 0:
-        return slack_s
-    shift_s = math.copysign(min(abs(first_s), abs(last_s), limit_s), last_s)
+    shift_s = np.copysign(np.minimum(np.minimum(abs(first_s), abs(last_s)), limit_s), last_s)
+    shift_s = np.where(first_s * last_s < 0, shift_s, 0.0)
     return first_s + shift_s, last_s - shift_s

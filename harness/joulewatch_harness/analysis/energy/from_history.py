@@ -21,6 +21,7 @@ from joulewatch_harness.analysis.energy.budget import (
     budget_item,
     clock_text,
     counter_items,
+    refresh_joules,
     without_zeros,
 )
 from joulewatch_harness.analysis.energy.window_energy import (
@@ -91,7 +92,7 @@ class PlacedWindows:
     """Half-width by which each edge may be off on the harness's clock."""
     offset_error_s: Floats
     """Half-width of the offset."""
-    batches_s: Sequence[float]
+    batches_s: Floats
     """Time of one batch, over which power may vary; inf: unknown."""
 
     @classmethod
@@ -106,7 +107,7 @@ class PlacedWindows:
             duration_s=np.array([span.duration_s for span in spans]),
             clock_error_s=np.array([span.clock_error_s for span in spans]),
             offset_error_s=np.array([offset.half_width_s for offset in offsets]),
-            batches_s=batches_s,
+            batches_s=np.asarray(batches_s),
         )
 
 
@@ -200,14 +201,7 @@ class CounterEnergies:
                 systematic=True,
             ),
             budget_item("clock", float(self._clock_joules[at]), "uniform", clock, systematic=True),
-            *counter_items(
-                traits,
-                duration_s,
-                float(self._power[at]),
-                float(self._floor[at]),
-                float(self._cap[at]),
-                windows.batches_s[at],
-            ),
+            *counter_items(traits, duration_s, self._refresh_joules[at]),
             *accuracy_items(traits, joules),
         )
         return WindowEnergy(
@@ -261,16 +255,16 @@ class CounterEnergies:
         widest = np.hypot(*spreads)
         gaps_s = np.maximum(start.gap_s, end.gap_s)
         # Power that repeats about as often as the samples looks steady in them.
-        batches_s = np.asarray(windows.batches_s)
+        batches_s = windows.batches_s
         hidden = (gaps_s / _SYNCHRONOUS < batches_s) & (batches_s < gaps_s * _SYNCHRONOUS)
         likely = np.minimum(widest, np.hypot(_LEAST_SPREAD * widest, np.hypot(*residuals)))
         blur = traits.refresh_s * cap + traits.resolution_joules
         inside = np.where(end.first >= start.last, values[end.first] - values[start.last], 0.0)
-        self._power, self._cap, self._floor = power, cap, floor
         self._half_joules = halves[0] + halves[1]
         self._clock_joules = windows.offset_error_s * (cap - floor) + 2 * windows.clock_error_s * power
         self._samples = np.maximum(end.first - start.last + 1, 0)
         # Lists, because single values of an array are slow to get.
+        self._refresh_joules: list[float] = refresh_joules(traits, power, floor, cap, batches_s).tolist()
         self._interpolation_joules: list[float] = np.where(hidden, widest, likely).tolist()
         self._joules: list[float] = joules.tolist()
         self._lower_joules: list[float] = np.maximum(inside - blur, 0.0).tolist()

@@ -10,11 +10,11 @@ from typing import Final, Self
 import numpy as np
 
 from joulewatch_harness.analysis.energy.clock_offsets import Offsets, RunClocks, run_clocks
-from joulewatch_harness.analysis.energy.from_edges import energy_from_edges
+from joulewatch_harness.analysis.energy.from_edges import EdgeEnergies, EdgeReadings, EdgeWindows
 from joulewatch_harness.analysis.energy.from_history import Bounds, CounterEnergies, PlacedWindows
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
-from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, WindowEnergy
+from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of
 from joulewatch_harness.analysis.sources.known import known_sensors
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits
@@ -192,6 +192,7 @@ class _Places:
     """All windows of a run on the clock of one exporter."""
 
     windows: PlacedWindows
+    edges: EdgeWindows
     offsets: Sequence[Offsets]
     steps: Sequence[str]
     """How the clock was set in or next to the window; empty: it was not."""
@@ -212,6 +213,7 @@ class _Places:
         offsets = [clocks.offsets(position, exporter) for position in positions]
         return cls(
             windows=PlacedWindows.of(spans, [offset.window for offset in offsets], batches_s),
+            edges=EdgeWindows.of(spans, [(offset.start, offset.end) for offset in offsets], batches_s),
             offsets=offsets,
             steps=[clocks.step(position, exporter) for position in positions],
             missing=[_missing(record.windows[position], exporter) for position in positions],
@@ -247,6 +249,16 @@ def _missing(window: Window, exporter: str) -> str:
 def _measure_sensor(data: _SensorData, places: _Places, readings: Readings, history: History) -> list[Measured]:
     """Measure one sensor in all windows."""
     counter = data.counter
+    of_edges = EdgeEnergies(
+        _at_one_edge([start for start, _ in readings]),
+        _at_one_edge([end for _, end in readings]),
+        places.edges,
+        data.traits,
+        restarts_s=data.restarts_s,
+        power_floor_watts=data.range_watts[0],
+        power_cap_watts=data.range_watts[1],
+        settled=data.settled,
+    )
     of_counter = None
     if counter is not None:
         of_counter = CounterEnergies(
@@ -263,8 +275,16 @@ def _measure_sensor(data: _SensorData, places: _Places, readings: Readings, hist
         if step := places.steps[at]:
             results.append(Measured(energy=None, reason="clock_stepped", text=step, health=health))
         else:
-            results.append(_measure(data, places, at, readings[at], of_counter, health))
+            results.append(_measure(data, places, at, readings[at], of_edges, of_counter, health))
     return results
+
+
+def _at_one_edge(counters: Sequence[EdgeCounter | None]) -> EdgeReadings:
+    return EdgeReadings(
+        np.array([math.nan if counter is None else counter.read_at_s for counter in counters]),
+        np.array([math.nan if counter is None else counter.energy_joules for counter in counters]),
+        [None if counter is None else counter.step for counter in counters],
+    )
 
 
 def _measure(
@@ -272,6 +292,7 @@ def _measure(
     places: _Places,
     at: int,
     readings: tuple[EdgeCounter | None, EdgeCounter | None],
+    of_edges: EdgeEnergies,
     of_counter: CounterEnergies | None,
     health: Health,
 ) -> Measured:
@@ -279,22 +300,11 @@ def _measure(
     sensor, span, offsets = data.sensor, places.windows.spans[at], places.offsets[at]
     problems: list[CoverageError] = []
     by_edges = by_power = by_history = None
-    start, end = readings
-    if start is not None and end is not None:
-        try:
-            by_edges = energy_from_edges(
-                EdgeReading(start.read_at_s, start.energy_joules, offsets.start, start.step),
-                EdgeReading(end.read_at_s, end.energy_joules, offsets.end, end.step),
-                span,
-                data.traits,
-                restarts_s=data.restarts_s,
-                power_floor_watts=data.range_watts[0],
-                power_cap_watts=data.range_watts[1],
-                batch_s=places.windows.batches_s[at],
-                settled=data.settled,
-            )
-        except CoverageError as error:
-            problems.append(error)
+    if None not in readings:
+        if problem := of_edges.problem(at):
+            problems.append(problem)
+        else:
+            by_edges = of_edges.energy(at)
     if of_counter is not None:
         if problem := of_counter.problem(at):
             problems.append(problem)

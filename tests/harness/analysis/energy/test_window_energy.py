@@ -744,16 +744,22 @@ def test_the_clock_may_reach_a_change_of_power_outside_the_window(before: float,
     assert energy.joules == 500.0
 
 
+def pair(first: float, last: float) -> tuple[Floats, Floats]:
+    """Return the values of one window at its start and its end."""
+    return np.array([first]), np.array([last])
+
+
 @pytest.mark.parametrize("slack_s", [(0.4, -0.1), (-0.1, 0.4)])
 def test_worked_example_of_readings_on_one_clock_that_differs(slack_s: tuple[float, float]) -> None:
     """Moved by 0.2 s one reading is 0.6 s outside the window, the other 0.3 s inside; 0.05 s more at each edge."""
-    assert _largest_slacks(slack_s, (0.2, 0.2), 0.05, is_same_clock=True) == pytest.approx((0.65, 0.35))
+    slacks_s = _largest_slacks(pair(*slack_s), pair(0.2, 0.2), np.array([0.05]), np.array([True]))
+    assert slacks_s == (pytest.approx(0.65), pytest.approx(0.35))
 
 
 def test_worked_example_of_readings_on_two_clocks() -> None:
     """Both readings earlier and later by their limits: 0.6 and 0.4 s outside, or 0.2 s outside and 0.2 s inside."""
-    slacks_s = _largest_slacks((0.4, 0.1), (0.2, 0.3), 0.05, is_same_clock=False)
-    assert slacks_s == pytest.approx((0.65 + 0.45, 0.25))
+    slacks_s = _largest_slacks(pair(0.4, 0.1), pair(0.2, 0.3), np.array([0.05]), np.array([False]))
+    assert slacks_s == (pytest.approx(0.65 + 0.45), pytest.approx(0.25))
 
 
 @pytest.mark.parametrize(
@@ -770,7 +776,8 @@ def test_worked_example_of_readings_on_two_clocks() -> None:
 def test_readings_move_only_if_one_is_inside_the_window_and_one_outside(
     slack_s: tuple[float, float], limit_s: float, moved_s: tuple[float, float]
 ) -> None:
-    assert _moved_outside(slack_s, limit_s) == pytest.approx(moved_s)
+    first_s, last_s = _moved_outside(pair(*slack_s), np.array([limit_s]))
+    assert (first_s, last_s) == (pytest.approx(moved_s[0]), pytest.approx(moved_s[1]))
 
 
 @pytest.mark.parametrize(
