@@ -17,7 +17,7 @@ from joulewatch_harness.analysis.energy.unseen import with_unseen
 from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of
 from joulewatch_harness.analysis.sources.known import known_sensors
-from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits
+from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, labels_of
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
 from joulewatch_harness.records import EdgeCounter, RunRecord, SensorRecord, Window, WindowKind
@@ -83,19 +83,19 @@ def span_of(window: Window) -> Span:
 
 def _readings(record: RunRecord) -> dict[SensorId, Readings]:
     """Return the readings of each sensor that was read at an edge."""
-    starts: dict[SensorId, dict[int, EdgeCounter]] = {}
-    ends: dict[SensorId, dict[int, EdgeCounter]] = {}
+    nothing: list[EdgeCounter | None] = [None] * len(record.windows)
+    starts: dict[tuple[str, ...], list[EdgeCounter | None]] = {}
+    ends: dict[tuple[str, ...], list[EdgeCounter | None]] = {}
     for position, window in enumerate(record.windows):
         for edge, readings in ((window.start_edge, starts), (window.end_edge, ends)):
             for counter in edge.counters if edge is not None else ():
-                readings.setdefault(SensorId.of(counter), {})[position] = counter
-    nothing: dict[int, EdgeCounter] = {}
+                key = labels_of(counter)
+                if key not in readings:
+                    readings[key] = nothing.copy()
+                readings[key][position] = counter
     return {
-        sensor: [
-            (starts.get(sensor, nothing).get(position), ends.get(sensor, nothing).get(position))
-            for position in range(len(record.windows))
-        ]
-        for sensor in starts | ends
+        SensorId(*key): list(zip(starts.get(key, nothing), ends.get(key, nothing), strict=True))
+        for key in starts | ends
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from joulewatch_harness.analysis.sources.history import History, unknown_sensor
-from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.analysis.sources.series import SensorId, labels_of
 from joulewatch_harness.records import RunRecord, SensorRecord
 
 
@@ -25,7 +25,7 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
     for window in record.windows:
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():
-                sensor = SensorId.of(counter)
-                if sensor not in sensors:
+                if labels_of(counter) not in sensors:
+                    sensor = SensorId.of(counter)
                     sensors[sensor] = unknown_sensor(sensor)
     return dict(sorted(sensors.items()))

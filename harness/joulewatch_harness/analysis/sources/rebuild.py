@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final, NamedTuple, Self, cast, get_args
 
 import numpy as np
@@ -92,12 +93,12 @@ class _Samples:
 
     def at(self, key: _Key, at_ms: int | None) -> list[tuple[Mapping[str, str], float]]:
         """Return the value of every series for one window; ``at_ms`` None: the last one of the window's own series."""
-        pairs: list[tuple[Mapping[str, str], float]] = []
-        for labels, values in self.by_key.get(key, {}).values():
-            value = _value_at(values, at_ms)
-            if value is not None:
-                pairs.append((labels, value))
-        return pairs
+        value_at = _value_at(at_ms)
+        return [
+            (labels, value)
+            for labels, values in self.by_key.get(key, {}).values()
+            if (value := value_at(values)) is not None
+        ]
 
     def first(self, key: _Key, at_ms: int | None) -> float | None:
         """Return the value of the first series for one window."""
@@ -110,11 +111,13 @@ def _milliseconds(series: RawSeries) -> list[int]:
     return milliseconds
 
 
-def _value_at(values: Mapping[int, float], at_ms: int | None) -> float | None:
-    """Return the value of a series for one window; the arguments are those of `_Samples.at`."""
-    if at_ms is None:
-        return values[max(values)] if values else None
-    return values.get(at_ms)
+def _value_at(at_ms: int | None) -> Callable[[Mapping[int, float]], float | None]:
+    """Return what reads the value of one window from a series; ``at_ms`` is that of `_Samples.at`."""
+    return _last if at_ms is None else methodcaller("get", at_ms)
+
+
+def _last(values: Mapping[int, float]) -> float | None:
+    return values[max(values)] if values else None
 
 
 _OTHER_LABELS: Final = {
@@ -344,23 +347,22 @@ class _EdgeSeries:
 
     def at(self, at_ms: int | None) -> Edge | None:
         """Return the edge of one window; None: no counter was read at it."""
-        counters = []
+        value_at = _value_at(at_ms)
+        counters, reads_s = [], []
         for make, of_joules, of_reads in self.counters:
-            joules, read_at_s = _value_at(of_joules, at_ms), _value_at(of_reads, at_ms)
+            joules, read_at_s = value_at(of_joules), value_at(of_reads)
             if joules is not None and read_at_s is not None:
                 counters.append(make(energy_joules=joules, read_at_s=read_at_s))
+                reads_s.append(read_at_s)
         if not counters:
             return None
         clocks = []
         for exporter, of_lower, of_upper in self.clocks:
-            lower_s, upper_s = _value_at(of_lower, at_ms), _value_at(of_upper, at_ms)
+            lower_s, upper_s = value_at(of_lower), value_at(of_upper)
             if lower_s is not None and upper_s is not None:
                 clocks.append(EdgeClock(exporter, lower_s, upper_s))
         return Edge(
-            requested_at_s=min(counter.read_at_s for counter in counters),
-            answered_at_s=max(counter.read_at_s for counter in counters),
-            counters=tuple(counters),
-            clocks=tuple(clocks),
+            requested_at_s=min(reads_s), answered_at_s=max(reads_s), counters=tuple(counters), clocks=tuple(clocks)
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -33,10 +34,14 @@ class SensorId(NamedTuple):
     @classmethod
     def of(cls, record: SensorRecord | EdgeCounter | PhasePowers) -> Self:
         """Return the identity of a sensor or counter in the record of a run."""
-        return cls(record.exporter, record.scope, record.collector, record.component, record.device, record.domain)
+        return cls(*labels_of(record))
 
     def __str__(self) -> str:
         return f"{self.exporter}/{self.collector}/{self.device}/{self.domain}"
+
+
+labels_of: Final[Callable[[SensorRecord | EdgeCounter | PhasePowers], tuple[str, ...]]] = attrgetter(*SensorId._fields)
+"""Returns the identity as a plain tuple: equal to it as a key, and faster to make for each counter of a long run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
