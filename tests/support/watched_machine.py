@@ -48,11 +48,15 @@ class Watched:
     complaints: list[str] = field(default_factory=list)
 
     def scrape(self, url: str) -> None:
-        """Scrape once and record each broken rule in ``complaints``."""
+        """Scrape once and record the result."""
         start = time.perf_counter()
         with urllib.request.urlopen(f"{url}/metrics", timeout=15) as response:
             text = response.read().decode()
-        self.latencies_s.append(time.perf_counter() - start)
+        self.record(text, time.perf_counter() - start)
+
+    def record(self, text: str, latency_s: float) -> None:
+        """Record a scrape and each rule that it breaks."""
+        self.latencies_s.append(latency_s)
         at_s = time.time()
         joules: dict[Series, float] = {}
         watts: dict[Series, float] = {}
