@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -410,6 +410,26 @@ class Family:
             states=(reason,) * devices,
             errors=self._errors_shown,
             duration_s=None,
+        )
+
+    def unfinished(self, last: FamilyScan, late: Collection[str]) -> FamilyScan:
+        """Return a scan without values: late devices are down, the others as in the last scan; safe from any thread.
+
+        Args:
+            last: The last scan that ended.
+            late: Devices whose reads have not returned.
+        """
+        down = self.down()
+        states = dict(zip(last.layout.devices, last.states, strict=True))  # the family may have another layout by now
+        affected = set(late)
+        for entry in self._entries:
+            if entry.device in late:
+                affected.update(state.quantity.device for state in entry.states)
+        for device in affected:
+            if states.get(device, OK) == OK:
+                states[device] = SensorTimeoutError.reason
+        return replace(
+            down, states=tuple([states.get(device, SensorTimeoutError.reason) for device in down.layout.devices])
         )
 
     # -- edges: the steps of the counters ----------------------------------------------------------

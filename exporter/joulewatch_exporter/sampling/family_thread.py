@@ -121,7 +121,7 @@ class FamilyThread:
             ticket: From ``request``.
             deadline_ns: Monotonic time at which to stop waiting.
             timeout_s: A scan that has taken longer is not waited for again.
-            is_impatient: Whether a late scan is not an error.
+            is_impatient: Whether a late scan is not an error: only the device that is being read is down.
         """
         worker = self._worker
         with self._condition:
@@ -137,6 +137,11 @@ class FamilyThread:
             if not is_late and self._latest is not None:
                 return self._latest
             if is_impatient:
+                turn = worker.turn
+                reading = None if turn is None else turn.subject
+                late = worker.hung if reading is None else worker.hung | {reading}
+                if late and self._latest is not None and not self.is_stuck(time.monotonic_ns()):
+                    return self.family.unfinished(self._latest, late)
                 return self.family.down()
             is_first = self._timed_out != self._started
             self._timed_out = self._started

@@ -192,7 +192,7 @@ class Sampler:
             timeout_s: A family that has not answered by then is shown as down.
             only: Names of the families to read; None: all.
             is_impatient: Whether the client chose a time-out shorter than the exporter's own: a family that exceeds it
-                is shown as down, but has not failed.
+                is shown without values, but has not failed; only the device that is being read is down.
 
         Returns:
             One scan per family that is open or has devices that cannot be opened, in the order of the families.

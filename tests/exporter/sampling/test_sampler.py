@@ -711,6 +711,20 @@ def test_a_hung_device_is_quarantined_and_the_others_are_read(start: Start, capl
     check_quarantine_and_return(sampler, sick, healthy, caplog)
 
 
+def test_an_impatient_scrape_shows_only_the_device_that_hangs_as_down(start: Start) -> None:
+    """With a time-out of 1 s, Prometheus does not wait for the quarantine of a device."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    machine = Machine([sick, healthy], timing=Timing(poll_s=60.0, read_on_scrape=True))
+    sampler = start(fake_family("fake", machine), hang_s=100.0)
+    sampler.fresh(5.0)
+    sick.hang, sick.hangs_after = threading.Event(), 0
+    (scan,) = sampler.fresh(0.05, is_impatient=True)
+    assert up(scan) == {"socket0": False, "socket1": True}
+    assert energies(scan) == {"socket0": None, "socket1": None}
+    assert scan.errors == ()
+    sick.hang.set()
+
+
 def test_a_family_is_stuck_if_its_scans_have_stopped(start: Start) -> None:
     """The watchdog of systemd then ends the exporter. Here the quarantine would come too late to help."""
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
