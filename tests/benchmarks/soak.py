@@ -537,8 +537,8 @@ Attacks, all the time and all at once:
 
 {attacks}
 
-The exporter reads each hostile device every {HOSTILE_INTERVAL_S:g} s and the others every 1 or 2 s. Counts of the clients:
-{counts}. Refused by the exporter: {refused}. {sum(returns.values())} returns of a device ({came_back}).
+The exporter reads each hostile device every {HOSTILE_INTERVAL_S:g} s and the others every 1 or 2 s. Counts of the
+clients: {counts}. Refused by the exporter: {refused}. {sum(returns.values())} returns of a device ({came_back}).
 
 {markdown_table(["at, s", "RSS, MiB", "threads", "descriptors"], measured)}
 {markdown_table(["process", "CPU, % of a core"], cpu)}"""
