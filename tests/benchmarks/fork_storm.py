@@ -219,11 +219,16 @@ def run(quick: bool = False) -> dict[str, Any]:
         mixes.append([check_bound(one, load) for load in loads])
         residue = max(residue, one.residue)
     result = {
-        "machine": machine, "hierarchy": VERSION, "span_s": span_s, "errors": errors, "mixes": mixes,
+        "machine": machine, "hierarchy": VERSION, "span_s": span_s,
+        "true_joules": {load.path: same.true_joules(load) for load in SAME}, "errors": errors, "mixes": mixes,
         "largest_residue": residue,
     }  # fmt: skip
     write_result("fork_storm", result, table(machine, same, errors, mixes, residue))
     return result
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:+.{2 if abs(error) < 0.01 else 0}f} %"
 
 
 def table(
@@ -238,7 +243,7 @@ def table(
         [
             TEXTS[load.kind],
             f"{same.true_joules(load):.0f}",
-            *(f"{100 * found[load.path]:+.1f} %" for found in errors.values()),
+            *(_percent(found[load.path]) for found in errors.values()),
         ]
         for load in SAME
     ]
@@ -248,8 +253,9 @@ def table(
     seconds = same.after.read_at_s - same.before.read_at_s
     return (
         f"# Short-lived processes and containers\n\n{host_line(machine)}\n"
-        f"Real processes in real cgroups ({VERSION}); an emulated socket with {IDLE_WATTS:g} W idle. Error of the "
-        f"joules of each workload within {seconds:.0f} s, all with {WATTS_PER_CORE:g} W per core:\n\n"
+        f"Load average at the start: {machine['load_average_at_start']:.1f}. Real processes in real cgroups "
+        f"({VERSION}); an emulated socket with {IDLE_WATTS:g} W idle. Error of the joules of each workload within "
+        f"{seconds:.0f} s, all with {WATTS_PER_CORE:g} W per core:\n\n"
         + markdown_table(["workload", "true joules", *errors], rows)
         + "\nThe scan shares the true active energy of each interval by the processor time of the processes that are "
         "alive at its end. What ended before is in no process, so its energy goes to the others.\n\n"
