@@ -318,6 +318,14 @@ WORKLOAD_GPU: Final = _exporter(
     ("device", "kind", "workload"),
     "Time of a GPU that one workload used: its utilisation times time.",
 )
+WORKLOAD_RESERVED: Final = _exporter(
+    "joulewatch_workload_reserved_ratio",
+    "gauge",
+    "ratio",
+    ("kind", "workload"),
+    "Share of the processors that a living workload has by the weights of cgroups (cpu.weight, cpu.shares) if all of "
+    "them want processors, without that of workloads inside it, from 0 to 1. Read at most every 30 s.",
+)
 WORKLOAD_INFO: Final = _exporter(
     "joulewatch_workload_info",
     "gauge",

@@ -71,6 +71,9 @@ class ScriptedUsage:
     hang: threading.Event | None = None
     """Reads wait until this is set."""
     is_absent: bool = False
+    reserved: dict[str, float] = field(default_factory=dict)
+    """Node -> share of the processors."""
+    reserved_reads: int = 0
     reads: int = 0
     surveys: int = 0
     closed: int = 0
@@ -120,6 +123,10 @@ def scripted_source(
             usages = {"": script.cgroups.usages(keys)} if "cpu" in components else {}
             usages |= {device: tree.usages(keys) for device, tree in script.devices.items()}
             return UsageScan(usages=usages, weights=dict.fromkeys(usages, script.weight), holders=dict(script.holders))
+
+        def reserved(self) -> dict[str, float]:
+            script.reserved_reads += 1
+            return dict(script.reserved)
 
         def workload(self, key: str) -> Workload:
             return script.names.get(key) or Workload(kind="other", workload=key)

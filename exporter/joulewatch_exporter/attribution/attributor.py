@@ -21,6 +21,7 @@ from joulewatch_exporter.attribution.idle import IdlePower
 from joulewatch_exporter.attribution.ledger import POOLED, DeviceEnergy, DeviceKey, Ledger, Meter
 from joulewatch_exporter.attribution.model import Reason, UsageScan, UsageSource
 from joulewatch_exporter.attribution.places import MeterKey, Place, Places
+from joulewatch_exporter.attribution.reservations import Reserving, own_shares
 from joulewatch_exporter.attribution.shares import Shares, SharesLayout
 from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
 from joulewatch_exporter.config.config import AttributionSettings
@@ -41,12 +42,23 @@ SURVEY_S: Final = 2.0
 SURVEY_SHARE: Final = 0.005
 """Surveys take at most this share of a processor."""
 LONGEST_SURVEY_PERIOD_S: Final = 30.0
+RESERVED_PERIOD_S: Final = 30.0
+"""Shortest time between two reads of the weights of cgroups."""
+RESERVED_SHARE: Final = 0.001
+"""They take at most this share of a processor."""
 OPEN_S: Final = 10.0
 RETRY_S: Final = 30.0
 """Period of the attempts to open a missing source, and shortest time between two writes of the idle power."""
 
 _REASONS: Final[tuple[Reason, ...]] = ("idle", "rest", "system", "gap")
 _STOP_S: Final = 0.3
+
+
+def _timed(read: Callable[[], T]) -> tuple[T, float]:
+    """Return what a read returns, and its processor time."""
+    started_s = time.thread_time()
+    result = read()
+    return result, time.thread_time() - started_s
 
 
 class _Source:
@@ -82,9 +94,7 @@ class _Source:
 
     def survey(self) -> tuple[UsageScan, float]:
         """Return the usage of every workload, and the processor time of the read."""
-        started_s = time.thread_time()
-        scan = self.source.survey()
-        return scan, time.thread_time() - started_s
+        return _timed(self.source.survey)
 
     def close(self) -> None:
         try:
@@ -164,6 +174,9 @@ class Attributor:
         self._lock = threading.Lock()
         self._shares: Shares | None = None
         self._survey_due_ns = 0
+        self._reserved: Mapping[str, float] = {}
+        """Node -> its share of the processors by weight."""
+        self._reserved_due_ns = 0
         self._retry_due_ns = 0
         self._stop_event = threading.Event()
         self._thread = threading.Thread(target=self._run, name="attribution", daemon=True)
@@ -303,12 +316,28 @@ class Attributor:
             period_s = min(max(SURVEY_S, spent_s / SURVEY_SHARE), LONGEST_SURVEY_PERIOD_S)
             self._survey_due_ns = started_ns + round(period_s * NS_PER_S)
             wanted = self._places.survey(now_ns, usages, holders)
+        self._read_reserved()
         for key in wanted:
             one = known.get(key) or self._sources[0]
             workload = one.call(lambda one=one, key=key: one.source.workload(key), READ_S)  # type: ignore[misc]
             with self._lock:
                 if workload is not None and not self._places.give(now_ns, key, workload):
                     return
+
+    def _read_reserved(self) -> None:
+        """Read the weights of the cgroups, if that is due."""
+        started_ns = self._clock.monotonic_ns()
+        if started_ns < self._reserved_due_ns:
+            return
+        spent_s, shares = 0.0, dict[str, float]()
+        for one in self._sources:
+            if isinstance(one.source, Reserving):
+                read = one.call(lambda source=one.source: _timed(source.reserved), SURVEY_S)  # type: ignore[misc]
+                if read is not None:
+                    shares |= read[0]
+                    spent_s += read[1]
+        self._reserved = shares
+        self._reserved_due_ns = started_ns + round(max(RESERVED_PERIOD_S, spent_s / RESERVED_SHARE) * NS_PER_S)
 
     def look(self, scans: Sequence[FamilyScan], timeout_s: float = READ_S) -> Shares | None:
         """Share what the devices have used since the last look.
@@ -406,12 +435,14 @@ class Attributor:
             if isinstance(place, Place)
         ]
         how = self._how()
+        reserved = self._reserved_of()
         layout_of = (
             places.places,
             [place.workload for place in places.places],
             [(key, 0 if key[0] in POOLED else len(group.workloads)) for key, group in groups],
             [(device, len(meter.totals)) for device, meter in gpus],
             held,
+            list(reserved),
             how,
             processors is None,
         )
@@ -430,6 +461,7 @@ class Attributor:
                 unattributed=tuple((component, device, why) for (component, device), _ in groups for why in _REASONS),
                 cpu=() if processors is None else tuple(place.workload for place in places.places),
                 gpu=tuple((device, place.workload) for device, place, _ in used),
+                reserved=tuple(place.workload for place in reserved),
                 held=tuple((device, place.workload) for device, place in held),
                 how=how,
             )
@@ -441,10 +473,20 @@ class Attributor:
             unattributed_joules=tuple([group.unattributed[reason] for _, group in groups for reason in _REASONS]),
             cpu_seconds=tuple([totals.get(place, 0.0) for place in places.places] if processors is not None else []),
             gpu_seconds=tuple([meter.totals[place] for _, place, meter in used]),
+            reserved=tuple(reserved.values()),
             shown=len(places.places) - gone,
             rest=places.rest,
             gone=gone,
         )
+
+    def _reserved_of(self) -> dict[Place, float]:
+        """Return the share of the processors that each workload with series has by weight, without those inside it."""
+        own = own_shares(self._reserved, self._places.by_key)
+        found: dict[Place, float] = {}
+        for key, place in self._places.by_key.items():
+            if key in own and place.gone_ns is None:
+                found[place] = found.get(place, 0.0) + own[key]
+        return found
 
     def _how(self) -> tuple[tuple[str, ...], ...]:
         """Return how the energy of each component is shared."""

@@ -25,6 +25,7 @@ from joulewatch_exporter.attribution.cgroup_tree import MOST_NODES, CgroupTree
 from joulewatch_exporter.attribution.model import ROOT, Usage, UsageScan, Weight, Workload
 from joulewatch_exporter.attribution.names import Names
 from joulewatch_exporter.attribution.privacy import KEY_NAME, NameOptions, Privacy, digest_key
+from joulewatch_exporter.attribution.reservations import DEFAULT_WEIGHTS, WEIGHT_FILES, reserved_shares
 from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.base.sysfs import sensor_error
 from joulewatch_exporter.errors import SensorGlitchError
@@ -172,6 +173,25 @@ class CgroupsSource:
         if self._privacy.has_patterns:
             nodes = [key for key in nodes if self._privacy.may_show(key, self._names.workload(key))]
         return self._scan(_children_first(nodes), self._read_once)
+
+    def reserved(self) -> dict[str, float]:
+        """Return the share of the processors that each living cgroup has by its weight; empty in a container."""
+        if not self._hierarchy.is_whole:
+            return {}
+        version = self._hierarchy.version
+        file, default = WEIGHT_FILES[version], DEFAULT_WEIGHTS[version]
+
+        def weight(key: str) -> float:
+            try:
+                descriptor = os.open(f"{self._prefix}{key}/{file}", _FLAGS)
+                try:
+                    return float(os.pread(descriptor, _BYTES, 0))
+                finally:
+                    os.close(descriptor)
+            except (OSError, ValueError):
+                return default
+
+        return reserved_shares(self._tree.nodes, weight)
 
     def workload(self, key: str) -> Workload:
         """Return the names of a cgroup, or digests of them."""

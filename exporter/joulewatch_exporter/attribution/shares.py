@@ -18,6 +18,7 @@ class SharesLayout:
     unattributed: tuple[tuple[Component, str, Reason], ...] = ()
     cpu: tuple[Workload, ...] = ()
     gpu: tuple[tuple[str, Workload], ...] = ()
+    reserved: tuple[Workload, ...] = ()
     held: tuple[tuple[str, Workload], ...] = ()
     """Device and a workload that holds it open."""
     how: tuple[tuple[str, ...], ...] = ()
@@ -33,6 +34,7 @@ class Shares:
     unattributed_joules: tuple[float, ...] = ()
     cpu_seconds: tuple[float, ...] = ()
     gpu_seconds: tuple[float, ...] = ()
+    reserved: tuple[float, ...] = ()
     shown: int
     rest: int
     gone: int

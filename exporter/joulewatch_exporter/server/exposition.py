@@ -166,6 +166,7 @@ class _SharesPrefixes:
     unattributed: _Lines
     cpu: _Lines
     gpu: _Lines
+    reserved: _Lines
     fixed: dict[str, bytes]
 
 
@@ -298,6 +299,7 @@ class Exposition:
             catalog.UNATTRIBUTED_ENERGY.name: prefixes.unattributed.render(shares.unattributed_joules),
             catalog.WORKLOAD_CPU.name: prefixes.cpu.render(shares.cpu_seconds),
             catalog.WORKLOAD_GPU.name: prefixes.gpu.render(shares.gpu_seconds),
+            catalog.WORKLOAD_RESERVED.name: prefixes.reserved.render(shares.reserved),
             catalog.WORKLOADS.name: "".join([f"{prefix}{float(count)!r}\n" for prefix, count in counts]).encode(),
         }
 
@@ -455,6 +457,7 @@ def _shares_prefixes(layout: SharesLayout) -> _SharesPrefixes:
         unattributed=_Lines.of(series(catalog.UNATTRIBUTED_ENERGY, labels) for labels in layout.unattributed),
         cpu=_Lines.of(series(catalog.WORKLOAD_CPU, names(workload)) for workload in layout.cpu),
         gpu=_Lines.of(series(catalog.WORKLOAD_GPU, (device, *names(workload))) for device, workload in layout.gpu),
+        reserved=_Lines.of(series(catalog.WORKLOAD_RESERVED, names(workload)) for workload in layout.reserved),
         fixed={
             metric.name: "".join([f"{prefix}1.0\n" for prefix in prefixes]).encode()
             for metric, prefixes in (

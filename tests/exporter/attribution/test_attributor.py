@@ -322,3 +322,33 @@ def test_the_thread_looks_without_scrapes(tmp_path: Path) -> None:
     assert done.wait(10.0)
     attributor.stop()
     assert (node.script.surveys, node.script.closed) == (1, 1)
+
+
+def reserved(shares: Shares) -> dict[str, float]:
+    names = [workload.workload for workload in shares.layout.reserved]
+    return dict(zip(names, shares.reserved, strict=True))
+
+
+def test_shares_of_the_processors_by_weight(node: Node) -> None:
+    """They are read by surveys, every 30 s: never by a look. An ended workload has none."""
+    node.script.reserved = {"": 1.0, "a": 0.5, "b": 0.25, "system": 0.25, "system/x": 0.1}
+    node.show_all()
+    shares = node.look()
+    assert reserved(shares) == {"a": 0.5, "b": 0.25, "system/x": 0.1}
+    assert "system" not in [workload.workload for workload in shares.layout.reserved]  # it has no series
+    assert node.script.reserved_reads == 1
+    layout = shares.layout
+    node.script.reserved["a"] = 0.4
+    node.look(20.0, survey=True)
+    assert node.script.reserved_reads == 1
+    shares = node.look(15.0, survey=True)
+    assert (node.script.reserved_reads, reserved(shares)["a"]) == (2, 0.4)
+    assert shares.layout is layout
+    node.script.cgroups.remove("b")
+    assert reserved(node.look(survey=True)) == {"a": 0.4, "system/x": 0.1}
+
+
+def test_without_weights_there_are_no_such_series(node: Node) -> None:
+    node.show_all()
+    shares = node.look()
+    assert (shares.layout.reserved, shares.reserved) == ((), ())

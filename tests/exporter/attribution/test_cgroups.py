@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter.attribution import cgroup_tree
-from joulewatch_exporter.attribution.cgroup_mounts import Version, current, find_hierarchies
+from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, current, find_hierarchies
 from joulewatch_exporter.attribution.cgroup_tree import WALK_NS, CgroupTree
 from joulewatch_exporter.attribution.cgroups import CgroupsOptions, CgroupsSource
 from joulewatch_exporter.attribution.inotify import Watcher
 from joulewatch_exporter.attribution.model import ROOT, UsageScan
 from joulewatch_exporter.attribution.names import Names
+from joulewatch_exporter.attribution.reservations import Reserving
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import Host
 from support.cgroups import FakeTree, RealTree, real_tree
@@ -412,3 +413,41 @@ def test_files_of_managers_that_may_not_be_read_are_a_finding(fake: FakeTree, mo
     denied = [finding for finding in source.findings if finding.status == "denied"]
     assert [(finding.subject, "CAP_DAC_READ_SEARCH" in finding.cure) for finding in denied] == [(config, True)]
     assert source.workload(f"docker/{ID}").workload == ID[:12]
+
+
+# Weights
+
+
+def test_weights_of_cgroups_give_their_shares_of_the_processors(fake: FakeTree) -> None:
+    """A cgroup without the controller has the default: here system.slice has a quarter."""
+    file, slices = ("cpu.shares", "3072") if fake.version == "v1" else ("cpu.weight", "300")
+    for key in (NGINX, CRON, POD):
+        fake.use(key, 0.0)
+    folder = fake.top.relative_to(fake.root)
+    fake.write(f"{folder}/kubepods.slice/{file}", f"{slices}\n")
+    fake.write(f"{folder}/{CRON}/{file}", f"{slices}\n")
+    source = CgroupsSource.open(fake.host, PLAIN)
+    assert source.reserved() == {
+        ROOT: 1.0,
+        "kubepods.slice": 0.75,
+        POD: 0.75,
+        "system.slice": 0.25,
+        CRON: 0.1875,
+        NGINX: 0.0625,
+    }
+    source.close()
+
+
+def test_the_kernels_weights_are_read(real: RealTree, source: CgroupsSource) -> None:
+    real.make(NGINX, CRON)
+    source.survey()
+    reserved = source.reserved()
+    assert (reserved[NGINX], reserved[CRON], reserved["system.slice"]) == (0.5, 0.5, 1.0)
+    assert isinstance(source, Reserving)
+
+
+def test_a_container_does_not_know_what_the_machine_reserves(fake: FakeTree) -> None:
+    fake.use(NGINX, 0.0)
+    source = CgroupsSource(fake.host, [Hierarchy(version=fake.version, root=str(fake.top), is_whole=False)], PLAIN)
+    assert source.reserved() == {}
+    source.close()
