@@ -88,7 +88,7 @@ def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) 
     read -= {catalog.SENSOR_CALIBRATION.name, catalog.READ_TIMESTAMP.name}
     if metric == "joulewatch_workload_energy_joules":
         # Its share is one of all active energy, with a limit, and a policy for idle power adds some.
-        read -= {catalog.UNATTRIBUTED_ENERGY.name, catalog.WORKLOAD_RATIO.name}
+        read -= {catalog.UNATTRIBUTED_ENERGY.name, catalog.WORKLOAD_RATIO.name, catalog.WORKLOAD_RESERVED.name}
     if metric.startswith("joulewatch_host_energy"):
         assert read in (
             {"joulewatch_node_energy_joules", "joulewatch_device_energy_joules"},

@@ -25,6 +25,8 @@ class Life:
     workload: str = ""
     reason: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    reserved: float | None = None
+    """Share of the processors by weight."""
     begin_s: float = -np.inf
     end_s: float = np.inf
 
@@ -84,6 +86,8 @@ class Machine:
                     continue
                 own = {"kind": life.kind, "workload": life.workload}
                 add(catalog.WORKLOAD_ENERGY.name, labels | own, at_s, joules)
+                if life.reserved is not None:
+                    add(catalog.WORKLOAD_RESERVED.name, own, at_s, life.reserved)
                 add(catalog.WORKLOAD_INFO.name, {**life.names, **own}, at_s, 1.0)
         return [
             RawSeries(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter import catalog
 from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--idle",
-        choices=("own", "equal", "proportional"),
+        choices=("own", "equal", "proportional", "reserved"),
         default="own",
-        help="with --workload: idle energy that is added: none, equal parts, by active energy (default: own)",
+        help="with --workload: idle energy that is added: none, equal parts, by active energy, or by the share of the "
+        "processors that the weights of cgroups give (default: own)",
     )
 
 
@@ -76,6 +78,12 @@ def run(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
         raise ConfigError(
             f"no workload matches --workload {' '.join(args.workload)}; the workloads are {', '.join(known[:8])}{more}"
         )
+    if args.idle == "reserved":
+        without = sorted(use.host for use in uses if not use.reserved)
+        if without:
+            raise ConfigError(
+                f"--idle reserved: {', '.join(without)}: the exporter has published no {catalog.WORKLOAD_RESERVED.name}"
+            )
     totals = [total for _, _, total in results if total is not None]
     notices = [
         notice

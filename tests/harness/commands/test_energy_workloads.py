@@ -228,6 +228,25 @@ def test_equal_parts_of_idle_energy_are_for_those_that_are_there(capsys: pytest.
     assert result["workloads"][0]["energy"]["idle_joules"] == pytest.approx(60 * 140 + 30 * 160)
 
 
+def test_idle_energy_by_reserved_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 60 W, nginx has reserved a tenth; train, which comes at 250 s, a half. Nobody reserves the idle GPU."""
+    nginx = steady(25, **NGINX, reserved=0.1)
+    train = steady(50, **TRAIN, reserved=0.5, begin_s=250)
+    samples = machine(nginx, train, *TWO[2:], steady(200, **TRAIN, **GPU), steady(50, reason="idle", **GPU))
+    result = document(capsys, samples, "--workload=*", "--idle=reserved")
+    idle = {row["workload"]: row["energy"]["idle_joules"] for row in result["workloads"]}
+    # Its first scrape is that of 255 s, and the step before it is its own.
+    assert idle == pytest.approx({"nginx.service": 0.1 * 60 * 300, "prod/train-0": 0.5 * 60 * 160})
+    _, text, _ = run(capsys, samples, *WINDOW, "--workload=*", "--idle=reserved")
+    assert "by the share of the processors that the weights of cgroups give" in " ".join(text.split())
+
+
+def test_reserved_shares_that_no_exporter_has_published(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, machine(*TWO), *WINDOW, "--workload=*", "--idle=reserved")
+    assert code == 2
+    assert "--idle reserved: node1: the exporter has published no joulewatch_workload_reserved_ratio" in err
+
+
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = run(capsys, machine(*TWO), *WINDOW, "--workload=*", "--idle=equal")

@@ -18,8 +18,8 @@ from joulewatch_harness.analysis.sources.series import Floats, Traits, default_m
 from joulewatch_harness.analysis.sources.workloads import Device, WorkloadId, WorkloadMatcher, WorkloadUse
 from joulewatch_harness.errors import CoverageError
 
-IdlePolicy = Literal["own", "equal", "proportional"]
-IDLE_POLICIES: Final[tuple[IdlePolicy, ...]] = ("own", "equal", "proportional")
+IdlePolicy = Literal["own", "equal", "proportional", "reserved"]
+IDLE_POLICIES: Final[tuple[IdlePolicy, ...]] = ("own", "equal", "proportional", "reserved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,13 +220,17 @@ def idle_joules(use: WorkloadUse, device: Device, chosen: Collection[WorkloadId]
     """Return the part of the idle energy of a device that some workloads have, since the first sample.
 
     Each step between two scrapes is shared by itself: ``equal`` among the workloads that have a series at its end,
-    ``proportional`` by their parts of the active energy of the step.
+    ``proportional`` by their parts of the active energy of the step, ``reserved`` by the shares of the processors that
+    they have by weight at its end. Nobody reserves a GPU.
     """
     idle = np.diff(use.idle(device))
     if policy == "equal":
         living = sum((here for (_, on), here in use.present.items() if on == device), use.zero)
         mine = sum((use.present[one, device] for one in chosen if (one, device) in use.present), use.zero)
         part, whole = mine[1:], living[1:]
+    elif policy == "reserved":
+        part = sum((use.reserved[one][1:] for one in chosen if one in use.reserved), np.zeros_like(idle))
+        whole = np.ones_like(idle) if not device.device else np.zeros_like(idle)
     else:
         part, whole = np.diff(use.of(device, chosen)), np.diff(use.active(device))
     shares = np.divide(part, whole, out=np.zeros_like(idle), where=whole > 0)

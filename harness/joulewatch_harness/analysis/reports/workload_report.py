@@ -23,6 +23,8 @@ ACTIVE: Final = (
 _POLICIES: Final = {
     "equal": "with idle: and idle energy, in equal parts for all workloads that are there.",
     "proportional": "with idle: and idle energy, by the share of the active energy.",
+    "reserved": "with idle: and idle energy of processors and memory, by the share of the processors that the weights "
+    "of cgroups give.",
 }
 
 

@@ -44,7 +44,7 @@ _AROUND_S: Final = 300.0
 _SHORTEST_MARGIN_S: Final = 5.0
 _MARGIN_INTERVALS: Final = 2.5
 _DAY_S: Final = 86_400.0
-_OF_WORKLOADS: Final = (catalog.WORKLOAD_ENERGY, catalog.UNATTRIBUTED_ENERGY)
+_OF_WORKLOADS: Final = (catalog.WORKLOAD_ENERGY, catalog.UNATTRIBUTED_ENERGY, catalog.WORKLOAD_RESERVED)
 _DESCRIBING_WORKLOADS: Final = (
     catalog.EXPORTER_START,
     catalog.EXPORTER_INFO,
@@ -261,7 +261,7 @@ class PrometheusSource:
     def workload_samples(
         self, span: tuple[float, float], instances: Sequence[str]
     ) -> tuple[list[RawSeries], list[tuple[float, float]]]:
-        """Return energy counters of workloads with their exporters' starts and sensors, and where no sample is missing.
+        """Return energies and reservations of workloads, with their exporters' starts and sensors, and complete spans.
 
         Of a long span, all samples around its ends, and one per minute between them: these show which series came,
         went or began again, and how much they had counted.

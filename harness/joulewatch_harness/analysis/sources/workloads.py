@@ -61,6 +61,8 @@ class WorkloadUse:
     """1 at the scrapes that have the series, else 0."""
     unattributed: Mapping[tuple[str, Device], Floats]
     """Reason and device -> joules."""
+    reserved: Mapping[WorkloadId, Floats] = field(default_factory=dict)
+    """Share of the processors that the workload has by weight; 0 at the scrapes that lack it."""
     methods: Mapping[str, str]
     """Component -> method of its sensors."""
     traits: Mapping[Device, Traits]
@@ -190,12 +192,15 @@ def _use(parts: Sequence[Placed], edges_s: Sequence[tuple[float, float]]) -> Wor
     workloads: dict[tuple[WorkloadId, Device], Floats] = {}
     present: dict[tuple[WorkloadId, Device], Floats] = {}
     unattributed: dict[tuple[str, Device], Floats] = {}
+    reserved: dict[WorkloadId, Floats] = {}
     for one in parts:
         if one.raw.name == catalog.WORKLOAD_ENERGY.name:
             key = WorkloadId(one.labels["kind"], one.labels["workload"]), _device(one)
             workloads[key], present[key] = grid.joules(one.raw), grid.present(one.raw)
         elif one.raw.name == catalog.UNATTRIBUTED_ENERGY.name:
             unattributed[one.labels["reason"], _device(one)] = grid.joules(one.raw)
+        elif one.raw.name == catalog.WORKLOAD_RESERVED.name:
+            reserved[WorkloadId(one.labels["kind"], one.labels["workload"])] = grid.values(one.raw)
     infos = [one.labels for one in parts if one.raw.name == catalog.WORKLOAD_INFO.name]
     # Names that were found later replace none.
     infos.sort(key=lambda labels: sum(map(bool, labels.values())))
@@ -211,6 +216,7 @@ def _use(parts: Sequence[Placed], edges_s: Sequence[tuple[float, float]]) -> Wor
         workloads=workloads,
         present=present,
         unattributed=unattributed,
+        reserved=reserved,
         methods={
             one.labels["component"]: one.labels["method"]
             for one in parts
@@ -277,6 +283,10 @@ class _Grid:
         known = (at < self.times_s.size) & (self.times_s[np.minimum(at, self.times_s.size - 1)] == raw.times_s)
         values[at[known]] = raw.values[known]
         return values
+
+    def values(self, raw: RawSeries) -> Floats:
+        """Return the values at the scrapes; 0 where there is none."""
+        return np.nan_to_num(self._placed(raw))
 
     def present(self, raw: RawSeries) -> Floats:
         return (~np.isnan(self._placed(raw))).astype(np.float64)
