@@ -246,7 +246,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l start -x -d 'start of the window: ISO 8601 (2026-11-21T10:00:00Z), Unix seconds, now, or -10m (ten minutes ago; s, m, h, d, w)'
-complete -c joulewatch -n '_shtab_joulewatch_using energy' -l slurm-job -x -d 'energy of the whole nodes of a Slurm job while it had them; needs sacct (123, 123_4 or 123+1)'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l slurm-job -x -d 'energy of the whole nodes of a Slurm job while it had them, and of the job alone where exporters share energy between workloads; needs sacct (123, 123_4 or 123+1)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l end -x -d 'end of the window, in the same formats (default: now)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l recording -xka "(__fish_complete_path (commandline -ct))" -d 'recording.sqlite or the directory of a run, to read instead of Prometheus'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l sensor -x -d 'only sensors whose instance/collector/device/domain matches; * and ? are wildcards; repeatable'

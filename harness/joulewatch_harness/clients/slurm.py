@@ -17,7 +17,7 @@ JOB_ID: Final = re.compile(r"[0-9]{1,18}([_+][0-9]{1,9})?")
 TIME_LIMIT_S: Final = 60.0
 MOST_NODES: Final = 100_000
 NEWEST_S: Final = 60.0
-FIELDS: Final = ("JobID", "Cluster", "State", "Start", "End", "NodeList")
+FIELDS: Final = ("JobID", "Cluster", "State", "Start", "End", "NodeList", "JobIDRaw")
 _NO_NODES: Final = ("", "None assigned")
 _RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -36,6 +36,8 @@ class Allocation:
     end_s: float | None
     """None: it is not over."""
     nodes: tuple[str, ...]
+    number: str
+    """Its own number, without that of the array or of the heterogeneous job: the one in the names of cgroups."""
 
 
 def job_allocations(job: str, program: str = "sacct") -> list[Allocation]:
@@ -85,8 +87,9 @@ def allocations_of(job: str, text: str) -> list[Allocation]:
             start_s=float(start),
             end_s=float(end) if end.isdecimal() else None,
             nodes=tuple(expand_hostlist(nodes)),
+            number=number,
         )
-        for name, cluster, state, start, end, nodes in rows
+        for name, cluster, state, start, end, nodes, number in rows
         # A job that waits, or was cancelled before it started, has no nodes.
         if start.isdecimal() and nodes not in _NO_NODES
     ]

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--slurm-job",
         metavar="ID",
-        help="energy of the whole nodes of a Slurm job while it had them; needs sacct (123, 123_4 or 123+1)",
+        help="energy of the whole nodes of a Slurm job while it had them, and of the job alone where exporters share "
+        "energy between workloads; needs sacct (123, 123_4 or 123+1)",
     )
     parser.add_argument(
         "--end", metavar="T", default="now", help="end of the window, in the same formats (default: now)"
@@ -127,9 +128,11 @@ def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> in
 
 
 def _run_job(args: argparse.Namespace) -> int:
+    from joulewatch_harness.analysis.energy.job_shares import job_shares
     from joulewatch_harness.analysis.energy.jobs import job_energies
     from joulewatch_harness.analysis.reports import job_report
     from joulewatch_harness.analysis.reports.table import terminal_width
+    from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
     from joulewatch_harness.clients.slurm import job_allocations, spans_by_node
 
     for flag, value, default in (
@@ -143,19 +146,23 @@ def _run_job(args: argparse.Namespace) -> int:
     source = _open_source(args)
     try:
         allocations = job_allocations(args.slurm_job)
-        spans = spans_by_node(allocations, time.time())
+        now_s = time.time()
+        spans = spans_by_node(allocations, now_s)
         if not spans:
             raise ConfigError(f"job {args.slurm_job} has had its nodes for less than a minute: try again later")
         energies, notices = job_energies(source, spans)
+        numbers = dict.fromkeys(one.number for one in allocations)
+        shares = job_shares(source, numbers, spans, now_s) if isinstance(source, PrometheusSource) else None
         where = source.describe()
     finally:
         source.close()
     if args.format == "json":
-        text = job_report.render_json(args.slurm_job, allocations, energies, where, notices)
+        text = job_report.render_json(args.slurm_job, allocations, energies, where, notices, shares)
     elif args.format == "csv":
-        text = job_report.render_csv(args.slurm_job, energies)
+        text = job_report.render_csv(args.slurm_job, energies, shares)
     else:
-        text = job_report.render_table(args.slurm_job, allocations, energies, where, notices, width=terminal_width())
+        width = terminal_width()
+        text = job_report.render_table(args.slurm_job, allocations, energies, where, notices, shares, width=width)
     sys.stdout.write(text)
     return 0 if any(one.joules is not None for one in energies) else EXIT_FAILED
 

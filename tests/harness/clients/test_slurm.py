@@ -1,4 +1,4 @@
-"""Jobs in recorded output of ``sacct`` (Slurm 22.05), and lists of nodes."""
+"""Jobs in recorded output of ``sacct`` (Slurm 22.05; the last field was added by hand), and lists of nodes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from joulewatch_harness.clients.slurm import (
 from joulewatch_harness.errors import ConfigError, QueryError
 
 RECORDED = {
-    "9": "9|test|COMPLETED|1795912008|1795912010|n[1-3]\n",
+    "9": "9|test|COMPLETED|1795912008|1795912010|n[1-3]|9\n",
     # An array of three tasks on one node, which ran one after the other.
-    "2": "2_1|test|COMPLETED|1795911950|1795911951|vm\n2_2|test|COMPLETED|1795911952|1795911953|vm\n"
-    "2_3|test|COMPLETED|1795911953|1795911954|vm\n",
+    "2": "2_1|test|COMPLETED|1795911950|1795911951|vm|4\n2_2|test|COMPLETED|1795911952|1795911953|vm|5\n"
+    "2_3|test|COMPLETED|1795911953|1795911954|vm|2\n",
     # A heterogeneous job: two nodes and one node.
-    "10": "10+0|test|COMPLETED|1795912013|1795912016|n[1-2]\n10+1|test|COMPLETED|1795912013|1795912016|n3\n",
+    "10": "10+0|test|COMPLETED|1795912013|1795912016|n[1-2]|10\n10+1|test|COMPLETED|1795912013|1795912016|n3|11\n",
     # Requeued, and waiting again.
-    "12": "12|test|REQUEUED|1795912020|1795912023|n1\n12|test|PENDING|Unknown|Unknown|None assigned\n",
-    "13": "13|test|RUNNING|1795912025|Unknown|n[1-2]\n",
-    "3": "3+0|test|CANCELLED by 0|None|1795911980|None assigned\n"
-    "3+1|test|CANCELLED by 0|None|1795911980|None assigned\n",
-    "14": "14|test|PENDING|Unknown|Unknown|None assigned\n",
+    "12": "12|test|REQUEUED|1795912020|1795912023|n1|12\n12|test|PENDING|Unknown|Unknown|None assigned|12\n",
+    "13": "13|test|RUNNING|1795912025|Unknown|n[1-2]|13\n",
+    "3": "3+0|test|CANCELLED by 0|None|1795911980|None assigned|3\n"
+    "3+1|test|CANCELLED by 0|None|1795911980|None assigned|4\n",
+    "14": "14|test|PENDING|Unknown|Unknown|None assigned|14\n",
 }
 
 
@@ -47,15 +47,17 @@ def test_a_job_has_its_nodes_and_times() -> None:
         start_s=1795912008.0,
         end_s=1795912010.0,
         nodes=("n1", "n2", "n3"),
+        number="9",
     )
     assert spans("9") == dict.fromkeys(("n1", "n2", "n3"), ((1795912008.0, 1795912010.0),))
 
 
 def test_the_tasks_of_an_array_count_once_per_node() -> None:
     """The second and the third task follow each other without a pause."""
-    assert [one.job for one in allocations_of("2", RECORDED["2"])] == ["2_1", "2_2", "2_3"]
+    tasks = allocations_of("2", RECORDED["2"])
+    assert [(one.job, one.number) for one in tasks] == [("2_1", "4"), ("2_2", "5"), ("2_3", "2")]
     assert spans("2") == {"vm": ((1795911950.0, 1795911951.0), (1795911952.0, 1795911954.0))}
-    at_once = "".join(f"7_{task}|c|COMPLETED|{100 + task}|{200 + task}|a,b\n" for task in range(5))
+    at_once = "".join(f"7_{task}|c|COMPLETED|{100 + task}|{200 + task}|a,b|{7 + task}\n" for task in range(5))
     assert spans_by_node(allocations_of("7", at_once), 1e9) == {"a": ((100.0, 204.0),), "b": ((100.0, 204.0),)}
 
 
@@ -96,9 +98,9 @@ def test_a_job_without_nodes_is_an_error(job: str, text: str) -> None:
     [
         ("", "Slurm does not know job 5"),
         ("5|test|COMPLETED\n", "not a line with JobID"),
-        ("5|test|COMPLETED|1|2|n[1-2\n", "not a list of nodes"),
-        ("5|test|COMPLETED|1|2|n[1-9999999]\n", "too many nodes"),
-        ("5|test|COMPLETED|1|2|n[1-999][1-999]\n", "too many nodes"),
+        ("5|test|COMPLETED|1|2|n[1-2|5\n", "not a list of nodes"),
+        ("5|test|COMPLETED|1|2|n[1-9999999]|5\n", "too many nodes"),
+        ("5|test|COMPLETED|1|2|n[1-999][1-999]|5\n", "too many nodes"),
     ],
 )
 def test_output_that_is_not_understood_is_an_error(output: str, text: str) -> None:

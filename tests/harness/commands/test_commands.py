@@ -95,18 +95,21 @@ def test_the_energy_of_a_slurm_job(
 ) -> None:
     """The run's machine was node1, and another program has the place of sacct."""
     program = tmp_path / "sacct"
-    program.write_text(f"#!/bin/sh\necho '12|c|COMPLETED|{START_S + 5:.0f}|{START_S + 25:.0f}|node1'\n")
+    program.write_text(f"#!/bin/sh\necho '12|c|COMPLETED|{START_S + 5:.0f}|{START_S + 25:.0f}|node1|12'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     words = ["energy", "--slurm-job=12", f"--prometheus={URL}"]
     assert main([*words, "--format=json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert {one["host"] for one in document["nodes"]} == {"node1"} and document["totals"]["devices"]["joules"] > 0
+    assert (document["own"]["nodes"], document["own"]["missing_nodes"]) == ([], ["node1"])
     assert main([*words, "--format=csv"]) == 0
     assert capsys.readouterr().out.startswith("slurm_job,basis,node,host")
     assert main(words) == 0
-    assert "Energy of whole nodes while the job had them" in " ".join(capsys.readouterr().out.split())
-    program.write_text("#!/bin/sh\necho '12|c|PENDING|Unknown|Unknown|None assigned'\n")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Energy of whole nodes while the job had them" in text
+    assert "no exporter of its nodes has published a workload of it" in text
+    program.write_text("#!/bin/sh\necho '12|c|PENDING|Unknown|Unknown|None assigned|12'\n")
     assert main(words) == 2
     assert "job 12 has not started: PENDING" in capsys.readouterr().err
 

@@ -6,9 +6,18 @@ import datetime
 from collections.abc import Sequence
 from typing import Any, Final
 
+from joulewatch_harness.analysis.energy.job_shares import JobShares
 from joulewatch_harness.analysis.energy.jobs import DEVICES, NODE, NodeEnergy, totals
+from joulewatch_harness.analysis.energy.workloads import WorkloadEnergy
 from joulewatch_harness.analysis.reports.energy_report import JOULES_PER_KWH, energy_columns
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
+from joulewatch_harness.analysis.reports.workload_report import (
+    ACTIVE,
+    bound_text,
+    share_ratios,
+    text_columns,
+    workload_document,
+)
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.clients.slurm import Allocation
@@ -18,7 +27,9 @@ WHOLE_NODES: Final = (
     "Energy of whole nodes while the job had them: other jobs on these nodes, the operating system and idle power are "
     "included."
 )
-
+OWN: Final = "The job alone, without other jobs, the operating system and idle power: from the series of its workloads."
+NO_SHARES: Final = "The part of the job alone is not known: no exporter of its nodes has published a workload of it."
+_OWN_BASIS: Final = "job_active"
 _SUMS: Final = {NODE: "whole servers", DEVICES: "devices"}
 
 
@@ -28,10 +39,14 @@ def render_table(
     energies: Sequence[NodeEnergy],
     where: str,
     notices: Sequence[Notice] = (),
+    shares: JobShares | None = None,
     *,
     width: int = DEFAULT_WIDTH,
 ) -> str:
-    """Return the text: the allocations, the energy of each node and component, and the sums over all nodes."""
+    """Return the text: the allocations, the energy of each node and component, and the sums over all nodes.
+
+    ``shares`` is what the job alone used; None: not looked up.
+    """
     lines = paragraph(f"Slurm job {job}, from {where}", width)
     lines += ["", *Table(_allocation_columns(), allocations).lines(width)]
     if warning := warning_line({method for one in energies for method in one.methods}):
@@ -57,7 +72,23 @@ def render_table(
     notes.append("±: 95 % coverage, an upper limit, with the rounding of the job's times to seconds.")
     if any(one.joules is not None and not one.accuracy_known for one in energies):
         notes.append(f"{UNKNOWN_ACCURACY}: sampling only: a sensor's accuracy is unknown.")
+    if shares is not None:
+        if shares.nodes:
+            lines += ["", *paragraph(OWN, width), "", *_own_table(shares, width)]
+            notes += [ACTIVE, bound_text(share_ratios([*shares.nodes.values()]))]
+            if shares.missing:
+                notes.append(f"Without a number for the job alone, so without a sum: {', '.join(shares.missing)}.")
+        else:
+            notes.append(NO_SHARES)
+        notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in shares.notices]
     return "\n".join([*lines, "", *paragraphs(notes, width)]) + "\n"
+
+
+def _own_table(shares: JobShares, width: int) -> list[str]:
+    names = {id(one): node for node, one in shares.nodes.items()}
+    rows = [*shares.nodes.values(), *([shares.total] if shares.total is not None and len(shares.nodes) > 1 else [])]
+    node = Column[WorkloadEnergy]("node", lambda one: names.get(id(one), "all nodes"), text=True)
+    return Table([node, *text_columns("own")[2:]], rows).lines(width)
 
 
 def _time(at_s: float | None) -> str:
@@ -97,21 +128,52 @@ def _text_columns() -> list[Column[NodeEnergy]]:
     ]
 
 
-def render_csv(job: str, energies: Sequence[NodeEnergy]) -> str:
-    """Return the CSV: one line per node and component; ``devices`` is the sum of a node's components."""
-    columns: list[Column[NodeEnergy]] = [
+def render_csv(job: str, energies: Sequence[NodeEnergy], shares: JobShares | None = None) -> str:
+    """Return the CSV: one line per node and component; ``devices`` is the sum of a node's components.
+
+    The basis is ``whole_nodes``, or ``job_active`` for the job alone.
+    """
+    rows: list[tuple[str, NodeEnergy, tuple[float, float] | None]] = [("whole_nodes", one, None) for one in energies]
+    for node, own in shares.nodes.items() if shares is not None else ():
+        joules = own.joules
+        assert joules is not None
+        row = NodeEnergy(
+            node=node,
+            host=own.host,
+            component=DEVICES,
+            joules=joules.joules,
+            expanded_joules=joules.expanded_joules,
+            accuracy_known=joules.accuracy_known,
+            duration_s=own.duration_s,
+            measured_s=own.measured_s,
+            reasons=(),
+            methods=own.methods,
+        )
+        rows.append((_OWN_BASIS, row, own.share_joules))
+
+    def of_energy(column: Column[NodeEnergy]) -> Column[tuple[str, NodeEnergy, tuple[float, float] | None]]:
+        return Column(column.name, lambda row: column.value(row[1]))
+
+    columns = [
         Column("slurm_job", lambda _: job),
-        Column("basis", lambda _: "whole_nodes"),
-        Column("node", lambda one: one.node),
-        Column("host", lambda one: one.host),
-        Column("component", lambda one: one.component),
-        *energy_columns(),
-        Column("job_seconds", lambda one: f"{one.duration_s:.0f}"),
-        Column("measured_seconds", lambda one: f"{one.measured_s:.3f}"),
-        Column("unmeasured_reasons", lambda one: one.reasons),
-        Column("methods", lambda one: one.methods),
+        Column("basis", lambda row: row[0]),
+        *map(
+            of_energy,
+            [
+                Column("node", lambda one: one.node),
+                Column("host", lambda one: one.host),
+                Column("component", lambda one: one.component),
+                *energy_columns(),
+                Column("job_seconds", lambda one: f"{one.duration_s:.0f}"),
+                Column("measured_seconds", lambda one: f"{one.measured_s:.3f}"),
+                Column("unmeasured_reasons", lambda one: one.reasons),
+                Column("methods", lambda one: one.methods),
+            ],
+        ),
+        Column("share_lower_joules", lambda row: "" if row[2] is None else f"{row[2][0]:.9g}"),
+        Column("share_upper_joules", lambda row: "" if row[2] is None else f"{row[2][1]:.9g}"),
     ]
-    return Table(columns, energies).csv()
+    return Table(columns, rows).csv()
 
 
 def render_json(
@@ -120,6 +182,7 @@ def render_json(
     energies: Sequence[NodeEnergy],
     where: str,
     notices: Sequence[Notice] = (),
+    shares: JobShares | None = None,
 ) -> str:
     """Return the JSON, in base units; a sum is null if the energy of a node is not complete."""
     methods = {method for one in energies for method in one.methods}
@@ -146,11 +209,24 @@ def render_json(
             ],
             "nodes": [_document(one) for one in energies],
             "totals": {name: None if total is None else _document(total) for name, total in totals(energies).items()},
+            "own": None if shares is None else _own_document(shares),
             "findings": [
-                {"severity": notice.severity, "reason": notice.reason, "text": notice.text} for notice in notices
+                {"severity": notice.severity, "reason": notice.reason, "text": notice.text}
+                for notice in (*notices, *(() if shares is None else shares.notices))
             ],
         }
     )
+
+
+def _own_document(shares: JobShares) -> dict[str, Any]:
+    return {
+        "basis": _OWN_BASIS,
+        "basis_text": f"{OWN} {ACTIVE}",
+        "share_ratios": share_ratios([*shares.nodes.values()]),
+        "nodes": [{"node": node, **workload_document(one)} for node, one in shares.nodes.items()],
+        "missing_nodes": list(shares.missing),
+        "total": None if shares.total is None else workload_document(shares.total),
+    }
 
 
 def _document(one: NodeEnergy) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def render_table(
     if warning := warning_line({method for row in rows for method in row.methods}):
         lines += ["", *paragraph(warning, width)]
     shown = [*rows, *([total] if total is not None and len(rows) > 1 else [])]
-    lines += ["", *Table(_text_columns(idle), shown).lines(width)]
+    lines += ["", *Table(text_columns(idle), shown).lines(width)]
     notes = [ACTIVE]
     if ratios := share_ratios(rows):
         notes.append(bound_text(ratios))
@@ -77,7 +77,9 @@ def _name(row: WorkloadEnergy) -> str:
     return "sum" if row.workload is None else f"{row.workload.kind}/{row.workload.workload}"
 
 
-def _text_columns(idle: IdlePolicy) -> list[Column[WorkloadEnergy]]:
+def text_columns(idle: IdlePolicy) -> list[Column[WorkloadEnergy]]:
+    """Return the columns of a table; the first two are the workload and its machine."""
+
     def number(value: Callable[[WorkloadEnergy, Joules], float]) -> Callable[[WorkloadEnergy], str | None]:
         def cell(row: WorkloadEnergy) -> str | None:
             if row.joules is None:

@@ -118,7 +118,9 @@ def test_the_host_of_a_node(node: str, hosts: set[str], host: str) -> None:
 
 def test_the_formats_agree_and_say_whole_nodes() -> None:
     rows, notices = job_energies(ListSource([*ONE, *TWO]), SPANS)
-    allocation = Allocation(job="9", cluster="test", state="RUNNING", start_s=START_S, end_s=None, nodes=("n1", "n2"))
+    allocation = Allocation(
+        job="9", cluster="test", state="RUNNING", start_s=START_S, end_s=None, nodes=("n1", "n2"), number="9"
+    )
     document = json.loads(job_report.render_json("9", [allocation], rows, "memory", notices))
     assert document["basis"] == "whole_nodes" and "other jobs on these nodes" in document["basis_text"]
     assert document["allocations"][0]["end_s"] is None
