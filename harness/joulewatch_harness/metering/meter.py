@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from joulewatch_harness.clients.exporter import ExporterClient
 from joulewatch_harness.clients.options import PrometheusOptions
@@ -24,13 +24,16 @@ from joulewatch_harness.delivery.delivery import Delivery, open_delivery
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.metering.background_sync import BackgroundSync
 from joulewatch_harness.metering.exporters import Connection, connect
+from joulewatch_harness.metering.shared_conditions import SharedConditions
 from joulewatch_harness.metering.shared_edges import SharedEdges
 from joulewatch_harness.metering.sync import check_sync
 from joulewatch_harness.metering.window import OPEN_WINDOWS, Measurement, current
 from joulewatch_harness.plan.refresh import slowest_refresh_s
 from joulewatch_harness.records import METER, SCHEMA_VERSION, Configuration, RunHeader, Window
 from joulewatch_harness.runner.bracket import Bracket
+from joulewatch_harness.runner.conditions import RunConditions
 from joulewatch_harness.runner.edges import EdgeReader
+from joulewatch_harness.runner.gpu_conditions import conditions_clients
 from joulewatch_harness.runner.preflight import run_folder
 from joulewatch_harness.runner.processor_time import ProcessorClock
 from joulewatch_harness.runner.provenance import collect
@@ -236,7 +239,7 @@ class Meter:
                 running.log.window_opened("measure", window.name, 1)
             self._open[window] = None
         OPEN_WINDOWS.add(window)
-        return Bracket(time, running.edges, running.processors, settle=running.sync.settle)
+        return running.bracket(settle=running.sync.settle)
 
     def settle(self) -> None:
         """Wait until all windows are on the disk.
@@ -314,7 +317,9 @@ class Meter:
         folder = self._output / run
         stack.enter_context(run_folder(folder))
         found = connect(self._urls, folder, stack, exporter_flags=self._exporter_flags)
-        header = self._make_header(run, found)
+        conditions = RunConditions(conditions_clients(found.urls, found.exporters, found.sensors))
+        stack.callback(conditions.close)
+        header = self._make_header(run, found, conditions.provenance)
         delivery = open_delivery(self._prometheus, folder=folder)
         journal = stack.enter_context(Journal.create(self._output, header))
         reader = stack.enter_context(EdgeReader([ExporterClient(url) for url in found.urls]))
@@ -328,10 +333,11 @@ class Meter:
             delivery=delivery,
             edges=SharedEdges(reader),
             processors=ProcessorClock(),
+            conditions=SharedConditions(conditions),
             stack=stack.pop_all(),
         )
 
-    def _make_header(self, run: str, found: Connection) -> RunHeader:
+    def _make_header(self, run: str, found: Connection, gpus: Mapping[str, Any]) -> RunHeader:
         plan = {
             METER: "library" if self._runtime == "python" else "command",
             "name": self._name,
@@ -353,7 +359,7 @@ class Meter:
             configurations=(),
             exporters=found.exporters,
             sensors=found.sensors,
-            provenance=collect(),
+            provenance={**collect(), **gpus},
         )
 
     def _measure_idle(self) -> None:
@@ -361,7 +367,7 @@ class Meter:
         assert running is not None
         refresh_s = slowest_refresh_s(self.header.sensors) or 0.0
         running.log.window_opened("idle")
-        with Bracket(time, running.edges, running.processors) as bracket:
+        with running.bracket() as bracket:
             time.sleep(min(max(IDLE_S, IDLE_REFRESHES * refresh_s), LONGEST_IDLE_S))
         window = bracket.window(run=self.run, index=self._next_index, kind="idle")
         running.log.add(window)
@@ -390,7 +396,12 @@ class _Running:
     delivery: Delivery
     edges: SharedEdges
     processors: ProcessorClock
+    conditions: SharedConditions
     stack: contextlib.ExitStack
+
+    def bracket(self, settle: Callable[[], None] | None = None) -> Bracket:
+        """Return the bracket of a window."""
+        return Bracket(time, self.edges, self.processors, settle=settle, conditions=self.conditions)
 
 
 class _Notes:

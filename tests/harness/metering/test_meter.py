@@ -19,7 +19,7 @@ import pytest
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.sources.history import History
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, FindingsError, RecordError
-from joulewatch_harness.metering import exporters
+from joulewatch_harness.metering import exporters, shared_conditions
 from joulewatch_harness.metering import meter as meter_module
 from joulewatch_harness.metering.energies import _needed
 from joulewatch_harness.metering.meter import MOST_NAMES, Meter
@@ -85,6 +85,14 @@ def test_windows_are_in_the_journal_and_the_analysis_agrees(meter: Meter) -> Non
     assert result.group.configuration.runtime == "python"
     assert repr(result).startswith("<joulewatch result 'decode', batch size 1: ")
     assert repr(result).endswith("J per inference, repeats: 1>")
+
+
+def test_windows_have_the_run_conditions(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_conditions, "MAX_AGE_NS", 0)
+    with meter.measure("step") as window:
+        pass
+    assert window.window.conditions["seconds"] > 0
+    assert window.window.conditions["processors"] >= 1
 
 
 def test_repeats_of_a_name_are_summarised(meter: Meter) -> None:

@@ -15,6 +15,8 @@ from joulewatch_harness.analysis.results.audit.other_load import measures_this_m
 
 LEAST_STEAL_S: Final = 0.015
 """Smallest significant steal: the kernel counts in steps of 10 ms."""
+LEAST_PRESSURE_S: Final = 0.02
+"""Smallest significant time for which tasks waited; matters in windows below a second."""
 LARGEST_THROTTLED: Final = 0.01
 """Share of a window for which a core or package may be throttled."""
 
@@ -57,6 +59,8 @@ def check_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Fin
         share = used_s / seconds
         if key == "steal_s":
             share = share / max(conditions.get("processors", 1.0), 1.0) if used_s > LEAST_STEAL_S else 0.0
+        elif used_s < LEAST_PRESSURE_S:
+            continue
         if severity := next((name for least, name in limit.limits if share > least), None):
             text = f"{limit.sentence} for {100 * share:.3g} % of the window"
             yield finding(severity, limit.reason, text, share=share, seconds=used_s)
