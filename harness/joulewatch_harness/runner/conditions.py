@@ -1,8 +1,9 @@
 """Run conditions around a window: counters and settings of the kernel and of GPUs, read at both of its edges.
 
 A single look misses what happens inside a window, so counters are read: stalled tasks (PSI), steal, pages read from
-swap, thermal throttling. Settings that a service may change (governor, turbo, power limits) are compared with their
-values at the reading before, so that a change between two windows shows in the second one.
+swap, thermal throttling, the time at each clock frequency. Settings that a service may change (governor, turbo, power
+limits) are compared with their values at the reading before, so that a change between two windows shows in the second
+one.
 
 The files stay open. They are read outside all other reads of a window (see ``bracket``). A file that does not exist or
 cannot be read is not part of the conditions.
@@ -24,6 +25,10 @@ MOST_FILES: Final = 64
 """Files of a kind that are read, one per processor: a change or a throttled package shows in some of them."""
 _STEAL: Final = 8
 """Column of the first line of ``/proc/stat``, whose first word is ``cpu``."""
+_BUSY: Final = (1, 2, 3, 6, 7)
+"""Columns of user, nice, system, irq and softirq."""
+LEAST_BUSY_SHARE: Final = 0.1
+"""Of a processor: if those that are read were less busy, their frequency is not that of the work."""
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _CPUS: Final = "devices/system/cpu"
 _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -46,6 +51,10 @@ class ConditionsReading:
     throttle_counts: Mapping[str, int]
     settings: Mapping[str, Mapping[str, str]]
     """Key of ``Window.conditions`` -> file -> value."""
+    frequencies: Mapping[str, str] = field(default_factory=dict)
+    """File -> frequencies in kHz and ticks at each."""
+    busy_ticks: Mapping[str, int] = field(default_factory=dict)
+    """Processor -> ticks; only where there are frequencies."""
     devices: Mapping[str, DeviceConditions] = field(default_factory=dict)
     """GPU -> its counters and settings."""
 
@@ -81,6 +90,10 @@ class RunConditions:
         throttle = sorted((sysfs / _CPUS).glob("cpu[0-9]*/thermal_throttle"))
         self._times = _Files(_spread(throttle, ("core_throttle_total_time_ms", "package_throttle_total_time_ms")))
         self._counts = _Files(_spread(throttle, ("core_throttle_count", "package_throttle_count")))
+        policies = _limited(sorted((sysfs / _CPUS).glob("cpufreq/policy[0-9]*/stats/time_in_state")))
+        self._frequencies = _Files(policies)
+        self._processors_of = {str(path): _processors(path.parents[1] / "related_cpus") for path in policies}
+        """File with frequencies -> its processors."""
         self._settings = {
             key: _Files(_limited([path for pattern in patterns for path in sorted(sysfs.glob(pattern))]))
             for key, patterns in _SETTINGS.items()
@@ -106,11 +119,15 @@ class RunConditions:
                 if found and total.isdecimal():
                     counters[f"{name}_pressure_s"] = int(total) * 1e-6
         processors = 0
+        frequencies = self._frequencies.read()
+        busy_ticks: dict[str, int] = {}
         for text in self._stat.read().values():
             lines = [line.split() for line in text.splitlines() if line.startswith("cpu")]
             processors = len(lines) - 1
             if lines and len(lines[0]) > _STEAL:
                 counters["steal_s"] = int(lines[0][_STEAL]) / _TICKS_PER_S
+            if frequencies:
+                busy_ticks = {words[0]: sum(int(words[column]) for column in _BUSY) for words in lines[1:]}
         for text in self._vmstat.read().values():
             for line in text.splitlines():
                 name, _, value = line.partition(" ")
@@ -123,6 +140,8 @@ class RunConditions:
             throttled_ms=_integers(self._times.read()),
             throttle_counts=_integers(self._counts.read()),
             settings={key: files.read() for key, files in self._settings.items()},
+            frequencies=frequencies,
+            busy_ticks=busy_ticks,
             devices=self._read_devices(),
         )
 
@@ -139,6 +158,8 @@ class RunConditions:
             conditions["throttled_s"] = most_ms * 1e-3
         if (most := _largest_rise(start.throttle_counts, end.throttle_counts)) is not None:
             conditions["throttle_count"] = float(most)
+        if (mhz := self._mean_mhz(start, end)) is not None:
+            conditions["cpu_mhz"] = mhz
         for key, values in end.settings.items():
             # The start counts, too: a value that changed before the window may change back in it.
             changed = [
@@ -154,9 +175,25 @@ class RunConditions:
         self._last_devices = {**self._last_devices, **end.devices}
         return conditions
 
+    def _mean_mhz(self, start: ConditionsReading, end: ConditionsReading) -> float | None:
+        """Return the mean frequency of the processors, each weighted with its busy time; None: not known."""
+        weighted, busy = 0.0, 0
+        for path, text in end.frequencies.items():
+            before = dict(map(str.split, start.frequencies.get(path, "").splitlines()))
+            ticks = {
+                int(khz): int(count) - int(before.get(khz, count)) for khz, count in map(str.split, text.splitlines())
+            }
+            names = self._processors_of[path]
+            used = sum(end.busy_ticks.get(name, 0) - start.busy_ticks.get(name, 0) for name in names)
+            if (all_ticks := sum(ticks.values())) > 0 and used > 0:
+                weighted += used * sum(khz * count for khz, count in ticks.items()) / all_ticks / 1000
+                busy += used
+        least = LEAST_BUSY_SHARE * _TICKS_PER_S * (end.at_ns - start.at_ns) * 1e-9
+        return weighted / busy if busy > least else None
+
     def close(self) -> None:
         """Close files and connections; safe to call twice."""
-        kinds = (self._stat, self._vmstat, self._times, self._counts)
+        kinds = (self._stat, self._vmstat, self._times, self._counts, self._frequencies)
         for files in (*kinds, *self._pressure.values(), *self._settings.values()):
             files.close()
         for exporter in self._exporters:
@@ -205,6 +242,14 @@ def _limited(paths: list[Path]) -> list[Path]:
 
 def _spread(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
     return [folder / name for folder in _limited(folders) for name in names]
+
+
+def _processors(path: Path) -> tuple[str, ...]:
+    """Return the processors of a frequency policy, as ``/proc/stat`` names them."""
+    try:
+        return tuple(f"cpu{number}" for number in path.read_text(encoding="ascii").split())
+    except OSError:
+        return ()
 
 
 def _integers(texts: Mapping[str, str]) -> dict[str, int]:

@@ -92,6 +92,32 @@ def test_a_change_in_a_window_or_before_it_is_seen_once(tmp_path: Path, key: str
         assert conditions.between(conditions.read(), conditions.read())[key] == 1
 
 
+def test_the_mean_frequency_is_that_of_the_busy_processors(tmp_path: Path) -> None:
+    """Policy 0 has two processors, of which one works; policy 2 has one, which works half as much; all else is idle."""
+    quiet = {
+        "proc/stat": "cpu  0 0 0 0 0 0 0 0\n" + "".join(f"cpu{number} 0 0 0 0 0 0 0 0\n" for number in range(4)),
+        **{f"{CPU}/cpufreq/policy{number}/stats/time_in_state": "3000000 500\n1000000 900\n" for number in (0, 2, 3)},
+        f"{CPU}/cpufreq/policy0/related_cpus": "0 1\n",
+        f"{CPU}/cpufreq/policy2/related_cpus": "2\n",
+        f"{CPU}/cpufreq/policy3/related_cpus": "3\n",
+    }
+    with machine(tmp_path, quiet) as conditions:
+        start = conditions.read()
+        assert "cpu_mhz" not in conditions.between(start, conditions.read())
+        write(
+            tmp_path,
+            {
+                "proc/stat": "cpu  0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0\ncpu1 60 0 30 9 0 5 5 0\n"
+                "cpu2 50 0 0 50 0 0 0 0\ncpu3 0 0 0 100 0 0 0 0\n",
+                f"{CPU}/cpufreq/policy0/stats/time_in_state": "3000000 600\n1000000 900\n",
+                f"{CPU}/cpufreq/policy2/stats/time_in_state": "3000000 550\n1000000 950\n",
+                f"{CPU}/cpufreq/policy3/stats/time_in_state": "3000000 500\n1000000 1000\n",
+            },
+        )
+        found = conditions.between(start, conditions.read())
+    assert found["cpu_mhz"] == pytest.approx((100 * 3000 + 50 * 2000) / 150)
+
+
 def test_a_machine_without_the_files_has_no_conditions(tmp_path: Path) -> None:
     with machine(tmp_path, {}) as conditions:
         assert conditions.between(conditions.read(), conditions.read()).keys() == {"seconds", "processors"}

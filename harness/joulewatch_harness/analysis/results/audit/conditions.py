@@ -11,10 +11,14 @@ from typing import Final, NamedTuple
 
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
+from joulewatch_harness.analysis.results.audit.gpu_conditions import rounds_of
 from joulewatch_harness.analysis.results.audit.other_load import measures_this_machine
+from joulewatch_harness.gum import mean
 
 LEAST_STEAL_S: Final = 0.015
 """Smallest significant steal: the kernel counts in steps of 10 ms."""
+LARGEST_DRIFT: Final = 0.03
+"""Largest relative change of the frequency of the processors between the rounds."""
 LEAST_PRESSURE_S: Final = 0.02
 """Smallest significant time for which tasks waited; matters in windows below a second."""
 LARGEST_THROTTLED: Final = 0.01
@@ -78,6 +82,26 @@ def check_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Fin
         if changes := conditions.get(reason, 0.0):
             text = f"{sentence.format(f'{changes:.0f}')} in the window or since the one before"
             yield finding("error", reason, text, changes=changes)
+
+
+def check_frequency(run: MeasuredRun) -> Iterator[Finding]:
+    """Report that the processors ran at another frequency in the first rounds of a network than in the last ones."""
+    if not measures_this_machine(run, run.sensors):
+        return
+    for name, windows in rounds_of(run).items():
+        clocks = [window.conditions["cpu_mhz"] for window in windows if "cpu_mhz" in window.conditions]
+        half = len(clocks) // 2
+        if not half:
+            continue
+        first, last = mean(clocks[:half]), mean(clocks[-half:])
+        if abs(last - first) > LARGEST_DRIFT * first:
+            yield Finding(
+                severity="warning",
+                reason="frequency_drift",
+                text=f"{name}: the mean frequency of the busy processors was {first:.4g} MHz in the first half of the "
+                f"rounds and {last:.4g} MHz in the second",
+                evidence={"first_mhz": first, "last_mhz": last},
+            )
 
 
 def check_governor(run: MeasuredRun) -> Iterator[Finding]:

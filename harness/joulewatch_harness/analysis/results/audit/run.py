@@ -10,7 +10,7 @@ import numpy as np
 
 from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun
-from joulewatch_harness.analysis.results.audit.conditions import check_governor
+from joulewatch_harness.analysis.results.audit.conditions import check_frequency, check_governor
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.gpu_conditions import check_gpu_rounds, check_gpu_settings
 from joulewatch_harness.analysis.sources.history import refresh_s_of
@@ -281,6 +281,7 @@ RUN_CHECKS: Final[tuple[RunCheck, ...]] = (
     _networks,
     _missed_refreshes,
     check_governor,
+    check_frequency,
     check_gpu_settings,
     check_gpu_rounds,
 )

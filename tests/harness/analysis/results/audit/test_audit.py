@@ -531,6 +531,11 @@ def with_rounds(name: str, *values: float) -> tuple[World, Samples]:
     return world, samples
 
 
+@case("frequency_drift", "warning")
+def _() -> tuple[World, Samples]:
+    return with_rounds("cpu_mhz", 3400.0, 3290.0)
+
+
 @case("clocks_differ", "warning")
 def _() -> tuple[World, Samples]:
     return with_rounds("gpu_sm_mhz/GPU-1", 1755.0, 1700.0)
@@ -897,6 +902,8 @@ def test_a_condition_is_a_finding_above_its_limit(
         ("gpu_power_capped_s/GPU-1", (9.0, 9.4), "gpu_power_capped", "info"),
         ("gpu_power_capped_s/GPU-1", (9.0, 9.6), "gpu_power_capped", "warning"),
         ("gpu_power_capped_s/GPU-1", (0.0, 0.6), "gpu_power_capped", "warning"),
+        ("cpu_mhz", (3400.0, 3310.0), "frequency_drift", None),
+        ("cpu_mhz", (3290.0, 3400.0), "frequency_drift", "warning"),
         ("gpu_sm_mhz/GPU-1", (1755.0, 1710.0), "clocks_differ", None),
         ("gpu_sm_mhz/GPU-1", (1755.0, 1700.0), "clocks_differ", "warning"),
     ],
