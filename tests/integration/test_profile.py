@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from joulewatch_harness.analysis.sources.stored import find
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.records import RunRecord, Window
@@ -313,6 +314,12 @@ def test_tuning_in_a_separate_process_is_reported_as_setup_also_from_prometheus_
         timeout=60,
     )
     assert analysis.returncode == 0, analysis.stderr
+    delivered_record, source = find(record.header.run, elsewhere, PrometheusOptions(prometheus.url))
+    assert source is not None
+    source.close()
+    measured = [one.conditions for one in record.windows if one.kind == "measure"]
+    assert [one.conditions for one in delivered_record.windows if one.kind == "measure"] == measured
+    assert all(conditions["seconds"] > 0 for conditions in measured)
     (spans,) = json.loads(analysis.stdout)["setup"].values()
     (local,) = json.loads((command.run_folder / "result.json").read_text())["setup"].values()
     windowed = [span for span in local if span["window"] is not None]
