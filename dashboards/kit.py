@@ -102,12 +102,17 @@ Override: TypeAlias = tuple[models.MatcherConfig, list[models.DynamicConfigValue
 
 
 def query(
-    expr: str, legend: str = "", *, ref: str = "A", shape: Literal["range", "instant", "table"] = "range"
+    expr: str, legend: str = "", *, ref: str = "A", shape: Literal["range", "rows", "instant", "table"] = "range"
 ) -> prometheus.Dataquery:
-    """Return a PromQL query; ``instant`` and ``table`` evaluate it at the end of the time range only."""
+    """Return a PromQL query; ``instant`` and ``table`` evaluate it at the end of the time range only.
+
+    ``rows`` and ``table`` return one table with the labels as columns.
+    """
     target = prometheus.Dataquery().ref_id(ref).expr(expr).legend_format(legend).datasource(DATASOURCE)
     if shape == "range":
         return target.range()
+    if shape == "rows":
+        return target.format(PromQueryFormat.TABLE).range()
     if shape == "table":
         target = target.format(PromQueryFormat.TABLE)
     return target.instant()
@@ -445,6 +450,39 @@ def trend_over_batch_size() -> trend.Panel:
         .legend(legend())
         .tooltip(tooltip(commons.SortOrder.NONE))
     )
+
+
+def scatter(by: str, x_label: str) -> tuple[trend.Panel, list[Override]]:
+    """Return a panel with a point for each row of query B (horizontal) and query A (vertical), and its overrides.
+
+    Args:
+        by: The label with a colour for each value. Both queries have the shape ``rows`` and the same labels: a
+            metric's name would be one more, and no rows would match.
+        x_label: Label of the horizontal axis.
+    """
+    x_column = "Value #B"
+    built = (
+        trend.Panel()
+        .color_scheme(colour("palette-classic"))
+        .transformations(
+            [
+                transformation("merge"),
+                transformation("sortBy", fields={}, sort=[{"field": x_column}]),
+                transformation(
+                    "groupingToMatrix", columnField=by, rowField=x_column, valueField="Value #A", emptyValue="null"
+                ),
+            ]
+        )
+        .max_data_points(200)
+        .draw_style(commons.GraphDrawStyle.POINTS)
+        .point_size(4)
+        .show_points(commons.VisibilityMode.ALWAYS)
+        .scale_distribution(common.ScaleDistributionConfig().type(commons.ScaleDistribution.LINEAR))
+        .min(0)
+        .legend(legend())
+        .tooltip(tooltip(commons.SortOrder.NONE))
+    )
+    return built, [override("byName", f"{x_column}\\{by}", unit="none", custom__axisLabel=x_label)]
 
 
 def line_overrides() -> list[Override]:

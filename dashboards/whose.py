@@ -82,7 +82,7 @@ def node_row() -> list[Panel]:
             size=(24, 12),
             no_value=NO_WORKLOADS,
             kind=time_series(stacked=True, calcs=()),
-            overrides=_reasons(),
+            overrides=reason_colours(),
         ),
         _table(
             "Energy by workload",
@@ -135,7 +135,7 @@ def fleet_row(matchers: str) -> list[Panel]:
             size=(24, 12),
             no_value=NO_WORKLOADS,
             kind=time_series(stacked=True, calcs=()),
-            overrides=_reasons(),
+            overrides=reason_colours(),
         ),
         _table(
             "Energy by workload, last hour",
@@ -150,7 +150,8 @@ def fleet_row(matchers: str) -> list[Panel]:
     ]
 
 
-def _reasons() -> list[Override]:
+def reason_colours() -> list[Override]:
+    """Return the colours of what belongs to no workload."""
     return [
         series_colour("smaller workloads", "#8A93A0"),
         series_colour("rest", OTHER_COLOUR),
@@ -181,7 +182,7 @@ def _not_attributed(expr: str, when: str, unit: str = "joule") -> Panel:
         size=(18, 5),
         no_value=NO_WORKLOADS,
         kind=single_stat(named=True),
-        overrides=_reasons(),
+        overrides=reason_colours(),
     )
 
 

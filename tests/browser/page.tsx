@@ -323,6 +323,9 @@ function Content({ panel, data, width, height, range, events }: any) {
       cellHeight={panel.options.cellHeight} timeRange={range} enableSharedCrosshair={false} />;
   }
   if (panel.type === "trend") {
+    if (filled[0].fields[0].values.some((value: any) => value == null)) {
+      return <div data-problem={`${panel.title}: a row has no horizontal position`} />;
+    }
     return <Trend panel={panel} frame={filled[0]} width={width} height={height} range={range} />;
   }
   if (panel.type === "state-timeline") {

@@ -35,6 +35,7 @@ MACROS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("job", "host", "instance", "cluster", "model", "run", "nodenames", "configuration", "baseline"), ".+"
     ),
+    "first_token": "1.0",
     **{f"line{number}": f"configuration {number}" for number in range(1, 7)},
 }
 """Values that turn every query of the dashboards into plain PromQL."""
@@ -64,7 +65,10 @@ class Query:
         return f"{self.dashboard}: {self.where}"
 
 
-CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {"joulewatch / Node": {"host": ".+", "instance": ".+"}}
+CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {
+    "joulewatch / Node": {"host": ".+", "instance": ".+"},
+    "joulewatch / LLM serving": {"first_token": "1.0"},
+}
 """Values of variables for tests: the machines of the recorded run have different sensors, and each panel needs data."""
 
 

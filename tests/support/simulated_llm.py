@@ -15,6 +15,12 @@ MACHINES: Final = {
     "gpu06": (("code-34b", 1100.0),),
 }
 """Machine -> its models, and their output tokens per second at full load."""
+WORKLOADS: Final = {
+    ("pod", "prod/llm-server"): 0.85,
+    ("unit", "node_exporter.service"): 0.02,
+    ("slurm_job", "4711"): 0.07,
+}
+"""Kind and name -> share of the active power; the rest is the kernel's and that of smaller workloads."""
 IDLE_WATTS, FULL_WATTS = 900.0, 3800.0
 
 Series = list[tuple[str, list[float]]]
@@ -44,7 +50,17 @@ def series(times_s: Sequence[int]) -> dict[str, Series]:
         def add(metric: str, values: list[float], labels: str = labels) -> None:
             result.setdefault(metric, []).append((labels, values))
 
-        add("host:joulewatch_device_energy_joules:rate5m", power)
+        add("host:llm_watts:rate5m", power)
+        add("host:llm_requests_running:avg5m", [64 * len(models) * one for one in loads])
+        active = [w - IDLE_WATTS for w in power]
+        for (kind, workload), share in WORKLOADS.items():
+            name = f'{labels},kind="{kind}",workload="{workload}"'
+            add("host_kind_workload:llm_watts:rate5m", [share * w for w in active], name)
+        for reason, unshared in (("idle", [IDLE_WATTS] * len(times_s)), ("system", [0.03 * w for w in active])):
+            add("host_reason:llm_unattributed_watts:rate5m", unshared, f'{labels},reason="{reason}"')
+        for reason, start in (("power", 0.7), ("thermal", 0.85)):
+            share_of_time = [max(one - start, 0.0) for one in loads]
+            add("host_reason:llm_throttled_seconds:rate5m", share_of_time, f'{labels},reason="{reason}"')
         for name, per_output in (
             ("output_tokens", 1.0),
             ("input_tokens", 6.0),
@@ -67,6 +83,14 @@ def series(times_s: Sequence[int]) -> dict[str, Series]:
             add("instance_model:llm_requests_running:sum", [float(round(64 * one)) for one in loads], target)
             add("instance_model:llm_kv_usage:avg", [0.9 * one for one in loads], target)
             add("instance_model:llm_first_token_seconds:p99_5m", [0.2 + 0.8 * one**3 for one in loads], target)
+            for limit, share_within in (("0.25", 0.5), ("1.0", 0.95), ("+Inf", 1.0)):
+                within = [
+                    0.004 * one * (1 - (1 - share_within) * busy) for one, busy in zip(tokens, loads, strict=True)
+                ]
+                bucket = f'{target},le="{limit}"'
+                add("instance_model_le:llm_first_token_seconds_bucket:rate5m", within, bucket)
+            add("instance_model:llm_prefill_seconds:rate5m", [4 * one for one in loads], target)
+            add("instance_model:llm_decode_seconds:rate5m", [60 * one for one in loads], target)
             add("instance_model:llm_inter_token_seconds:p99_5m", [0.02 + 0.05 * one for one in loads], target)
             sums = by_model.setdefault(model, ([0.0] * len(times_s), [0.0] * len(times_s)))
             for total, mine in zip(sums, (share, tokens), strict=True):
