@@ -269,8 +269,9 @@ def _beginning(
             return [], []
         born_s = max(start_s, first_s - spacing_s)
         doubts = [Doubt(first_s, less=value)] if value else []
-    zeros_s = np.asarray(born_s - spacing_s * np.arange(_ZEROS), dtype=np.float64)
-    return [(zeros_s, np.zeros(_ZEROS))], doubts
+    count = max(int(np.ceil((born_s - start_s) / spacing_s)), 0) + _ZEROS
+    zeros_s = np.asarray(born_s - spacing_s * np.arange(count), dtype=np.float64)
+    return [(zeros_s, np.zeros(count))], doubts
 
 
 def _idle_part(last_s: float, first_s: float, value: float, target: _Target, spacing_s: float) -> list[_Part]:

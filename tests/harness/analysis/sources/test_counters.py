@@ -98,6 +98,13 @@ def test_a_target_that_begins_inside_the_window_counts_from_zero(read: Read) -> 
     assert one.lower >= RATE * 40
 
 
+@pytest.mark.parametrize("first_s", [-60, 70], ids=["scraped before", "not scraped before"])
+def test_a_target_may_begin_many_scrapes_after_the_start_of_the_window(read: Read, first_s: int) -> None:
+    times_s = T0 + np.arange(70, 160)
+    one = read(raw(NAME, times_s, 5 + RATE * (times_s - T0 - 70)), up(first_s))
+    assert one.value == pytest.approx(5 + RATE * 10.25)
+
+
 def test_a_process_that_started_inside_the_window_counts_from_zero(read: Read) -> None:
     """Nothing was scraped before, but the process shows its start time."""
     times_s = T0 + np.arange(45, 160)
