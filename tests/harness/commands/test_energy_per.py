@@ -125,6 +125,16 @@ def test_a_server_is_all_its_counters_and_none_has_no_number(
     document(capsys, "--per=vllm:request_success_total", code=1)
 
 
+def test_a_gap_of_one_target_is_stated_once(prometheus: FakePrometheus, capsys: pytest.CaptureFixture[str]) -> None:
+    """The samples end before the window does, so that no row has a number."""
+    end_s = max(float(raw.times_s[-1]) for raw in prometheus.samples) + 1
+    words = ["energy", f"--prometheus={URL}", f"--start={START_S}", f"--end={end_s}", "--by=model_name"]
+    assert main([*words, "--per=vllm:generation_tokens_total"]) == 1
+    output = capsys.readouterr().out
+    assert output.count("missing: vllm:generation_tokens_total of ") == 1
+    assert "missing: vllm:generation_tokens_total: vllm" not in output
+
+
 def test_shares_by_a_label_are_a_convention(prometheus: FakePrometheus, capsys: pytest.CaptureFixture[str]) -> None:
     whole, large, small = document(capsys, "--per=vllm:generation_tokens_total", "--by=model_name")["counters"]
     assert (whole["value"], large["value"], small["value"]) == (None, "large", "small")

@@ -50,7 +50,8 @@ def render_table(
     if result.costs_of:
         lines += ["", *_costs_lines(result, span, width)]
     notes = [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in result.sensors if row.energy is None]
-    notes += [f"missing: {_title(row)}: {row.text} [{row.reason}]" for row in result.rows if row.reason]
+    # The same gap of one target may be the reason of several rows.
+    notes += dict.fromkeys(f"missing: {_reason(row)} [{row.reason}]" for row in result.rows if row.reason)
     notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in (*notices, *result.notices)]
     if result.label:
         notes.append(f"{CONVENTION.format(label=result.label)}.")
@@ -76,6 +77,10 @@ def _energy_text(result: PerCounter) -> str:
 
 def _title(row: CounterRow) -> str:
     return row.counter if row.group is None else f"{row.counter}, {row.group or '(empty)'}"
+
+
+def _reason(row: CounterRow) -> str:
+    return row.text if row.text.startswith(row.counter) else f"{_title(row)}: {row.text}"
 
 
 def _columns(result: PerCounter) -> list[Column[CounterRow]]:
