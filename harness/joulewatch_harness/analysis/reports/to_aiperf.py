@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -84,6 +85,7 @@ def _energy(result: RunResult, group: GroupResult, energy: EnergyResult) -> dict
         "methods": list(energy.methods),
         "windows": len(windows),
         "duration_s": None if totals is None else totals.duration_s,
+        "mean_latency_s": _mean_latency_s(windows),
         "requests": None if totals is None else totals.inferences,
         PROMPT_TOKENS: tokens_of(windows, PROMPT_TOKENS),
         OUTPUT_TOKENS: tokens_of(windows, OUTPUT_TOKENS),
@@ -155,15 +157,13 @@ def _delayed(gross: Estimate, windows: Sequence[Window]) -> Metric:
 
     A slow round also needs more energy, so the relative uncertainties are added, not combined in quadrature.
     """
+    latency_s = _mean_latency_s(windows)
+    if latency_s is None:
+        return "the latency was not measured in each window"
     rounds: dict[int, list[float]] = {}
-    number, total_s = 0, 0.0
     for window in windows:
-        if window.latency is None:
-            return "the latency was not measured in each window"
-        number += window.latency.count
-        total_s += window.latency.count * window.latency.mean_s
-        rounds.setdefault(window.repeat, []).append(window.latency.mean_s)
-    latency_s = total_s / number
+        if window.latency is not None:
+            rounds.setdefault(window.repeat, []).append(window.latency.mean_s)
     means_s = [mean(values) for values in rounds.values()]
     standard_s = standard_error(means_s)
     expanded_s = student_factor(len(means_s) - 1) * standard_s if len(means_s) > 1 else 0.0
@@ -175,3 +175,12 @@ def _delayed(gross: Estimate, windows: Sequence[Window]) -> Metric:
         budget=(),
         rounds={},
     )
+
+
+def _mean_latency_s(windows: Sequence[Window]) -> float | None:
+    """Return the mean latency of a batch; None: a window did not measure it."""
+    latencies = [window.latency for window in windows if window.latency is not None]
+    if not latencies or len(latencies) < len(windows):
+        return None
+    total_s = math.fsum(latency.count * latency.mean_s for latency in latencies)
+    return total_s / sum(latency.count for latency in latencies)
