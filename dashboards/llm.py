@@ -328,7 +328,7 @@ def load_row() -> list[Panel]:
         ),
         by_target(
             "Requests in progress",
-            "Requests that the server works on, without those in its queue.",
+            "Requests that the server works on.",
             "short",
             f"instance_model:llm_requests_running:sum{{{BY_MODEL}}}",
             12,
