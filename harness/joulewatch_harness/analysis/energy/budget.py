@@ -33,15 +33,11 @@ def budget_item(
     family: str = "",
 ) -> BudgetItem:
     """Return a component; its standard uncertainty is that of the distribution, unless it is given."""
-    return BudgetItem(
-        name=name,
-        standard_joules=half_width_joules / _DIVISORS[distribution] if standard_joules is None else standard_joules,
-        half_width_joules=half_width_joules,
-        distribution=distribution,
-        text=sys.intern(text),  # many windows have the same, and a run has hundreds of thousands of components
-        systematic=systematic,
-        family=family,
-    )
+    if standard_joules is None:
+        standard_joules = half_width_joules / _DIVISORS[distribution]
+    # Many windows have the same text, and a run has hundreds of thousands of components.
+    text = sys.intern(text)
+    return BudgetItem(name, standard_joules, half_width_joules, distribution, text, systematic, family)
 
 
 def without_zeros(*items: BudgetItem) -> tuple[BudgetItem, ...]:

@@ -134,6 +134,8 @@ def _items(calibration: CalibrationRecord, watts: float, duration_s: float, joul
 
 def calibration_joules(energy: WindowEnergy) -> float:
     """Return the expanded uncertainty of a calibrated energy from the line, without the reference's accuracy."""
+    if energy.calibration is None:
+        return 0.0
     return NORMAL_95 * math.hypot(*(item.standard_joules for item in energy.budget if item.name in _OF_THE_LINE))
 
 

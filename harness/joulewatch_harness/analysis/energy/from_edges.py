@@ -88,7 +88,7 @@ def energy_from_edges(
     Raises:
         CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are out of order).
     """
-    energies = EdgeEnergies(
+    (energy,) = energies_from_edges(
         EdgeReadings(np.array([start.read_at_s]), np.array([start.joules]), [start.step]),
         EdgeReadings(np.array([end.read_at_s]), np.array([end.joules]), [end.step]),
         EdgeWindows.of([window], [(start.offset, end.offset)], [batch_s]),
@@ -98,7 +98,10 @@ def energy_from_edges(
         power_cap_watts=power_cap_watts,
         settled=settled,
     )
-    return energies.energy(0)
+    assert energy is not None
+    if isinstance(energy, CoverageError):
+        raise energy
+    return energy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,149 +162,156 @@ def _half_width_s(offsets: Sequence[ClockOffset]) -> Floats:
     return np.array([offset.half_width_s for offset in offsets])
 
 
-class EdgeEnergies:
-    """Energies of windows by the readings at their edges, for all windows of one counter at once.
-
-    See ``energy_from_edges`` for the method, which has the same arguments for one window.
-    """
-
-    def __init__(
-        self,
-        start: EdgeReadings,
-        end: EdgeReadings,
-        windows: EdgeWindows,
-        traits: Traits,
-        *,
-        restarts_s: Floats | None = None,
-        power_floor_watts: float = 0.0,
-        power_cap_watts: float = 0.0,
-        settled: bool = True,
-    ) -> None:
-        self._start, self._end = start, end
-        self._windows, self._traits = windows, traits
-        self._restarts_s = restarts_s
-        stepped = [at for at, pair in enumerate(zip(start.steps, end.steps, strict=True)) if pair != (None, None)]
-        # The first refresh after the end is the nearest to it.
-        end_at_s, end_joules = end.read_at_s.copy(), end.joules.copy()
-        for at in stepped:
-            if step := end.steps[at]:
-                end_at_s[at] -= step.span_s
-                end_joules[at] = step.first_joules
-        self._end_joules = end_joules
-        rise = end_joules - start.joules
-        duration_s, doubts_s, error_s = windows.durations_s, windows.doubts_s, windows.clock_errors_s
-        slack_s = (
-            windows.starts_s - (start.read_at_s - windows.offsets_s[0]),
-            (end_at_s - windows.offsets_s[1]) - windows.ends_s,
-        )
-        self._between_s = between_s = duration_s + slack_s[0] + slack_s[1]
-        restarts = np.empty(0) if restarts_s is None else np.sort(restarts_s)
-        has_problem = np.isfinite(between_s) & (
-            (duration_s < traits.refresh_s)
-            | (restarts.searchsorted(end.read_at_s, "right") > restarts.searchsorted(start.read_at_s, "right"))
-            | (rise < 0)
-            | (between_s <= duration_s / 2)
-        )
-        self._problems = {int(at): self._problem(int(at)) for at in np.flatnonzero(has_problem)}
-        power = rise / np.where(has_problem, duration_s, between_s)
-        floor = np.minimum(power_floor_watts, power)
-        cap = np.maximum(POWER_CAP_FACTOR * power, power_cap_watts)
-        for at in stepped:
-            cap[at] = max(cap[at], *(power_of(edge[at], traits.refresh_s) or 0.0 for edge in (start, end)))
-        outside_s, inside_s = _largest_slacks(slack_s, doubts_s, error_s, windows.is_same_clock)
-        different = np.where(windows.is_same_clock, 0.0, doubts_s[0] + doubts_s[1])
-        clock_half = 2 * error_s * power + different * power
-        slack_s = _moved_outside(slack_s, np.where(windows.is_same_clock, doubts_s[0], 0.0))
-        if settled:
-            joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
-        else:
-            joules = rise - (slack_s[0] + slack_s[1]) * power
-            slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * np.maximum(cap - power, power - floor)
-            slack_standard = slack_half / math.sqrt(3.0)
-        stale, errors_s = np.full(len(windows.spans), 2), np.zeros(len(windows.spans))
-        self._time_items: dict[int, BudgetItem] = {}
-        for at in (at for at in stepped if between_s[at] > duration_s[at] / 2):
-            of_window = {"power": float(power[at]), "floor": float(floor[at]), "refresh_s": traits.refresh_s}
-            edges = [
-                StepEdge.of(float(slack[at]), reading[at], other[at], **of_window)
-                for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
-            ]
-            joules[at], slack_half[at], slack_standard[at] = _between_steps(
-                float(rise[at]), edges, float(floor[at]), float(cap[at])
-            )
-            stale[at] = sum(edge.step is None for edge in edges)
-            errors_s[at] = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
-            self._time_items[at] = _time_item(edges)
-        blur = np.where(stale > 0, traits.refresh_s, 0.0) * cap + errors_s * cap + traits.resolution_joules
-        # Lists, because single values of an array are slow to get.
-        self._joules: list[float] = joules.tolist()
-        self._lower_joules: list[float] = np.maximum(rise - outside_s * cap - blur, 0.0).tolist()
-        self._upper_joules: list[float] = (rise + inside_s * cap + blur).tolist()
-        self._slack_ms: tuple[list[float], list[float]] = ((slack_s[0] * 1e3).tolist(), (slack_s[1] * 1e3).tolist())
-        self._slack_half: list[float] = slack_half.tolist()
-        self._slack_standard: list[float] = slack_standard.tolist()
-        self._clock_half: list[float] = clock_half.tolist()
-        self._power: list[float] = power.tolist()
-        self._refresh: list[float] = refresh_joules(traits, power, floor, cap, windows.batches_s, stale).tolist()
-
-    def _problem(self, at: int) -> CoverageError:
-        """Return why a window has no energy."""
-        window = self._windows.spans[at]
-        start_joules, end_joules = float(self._start.joules[at]), float(self._end_joules[at])
-        try:
-            check_refresh(window, self._traits)
-            check_restart(self._restarts_s, float(self._start.read_at_s[at]), float(self._end.read_at_s[at]))
-        except CoverageError as error:
-            return error
-        if end_joules < start_joules:
-            text = f"the counter fell from {start_joules:.6g} J to {end_joules:.6g} J inside the window"
-            return CoverageError("exporter_restart", text)
-        return CoverageError(
-            "clock_skew",
-            f"the readings at the edges are {self._between_s[at]:.3f} s apart on the harness's clock, but the window "
-            f"is {window.duration_s:.3f} s long",
-        )
-
-    def problem(self, at: int) -> CoverageError | None:
-        """Return why a window has no energy; None: it has one."""
-        return self._problems.get(at)
-
-    def energy(self, at: int) -> WindowEnergy:
-        """Return the energy of a window that was read at both edges.
-
-        Raises:
-            CoverageError: It has none.
-        """
-        if problem := self._problems.get(at):
-            raise problem
-        traits, power, clock_half = self._traits, self._power[at], self._clock_half[at]
-        joules, duration_s = self._joules[at], self._windows.spans[at].duration_s
-        before_ms, after_ms = (slack_ms[at] for slack_ms in self._slack_ms)
-        items = [
-            budget_item(
-                "edge slack",
-                self._slack_half[at],
-                "arcsine",
-                f"{before_ms:.3g} ms and {after_ms:.3g} ms between the readings and the window",
-                standard_joules=self._slack_standard[at],
-                systematic=True,
-            )
+def energies_from_edges(
+    start: EdgeReadings,
+    end: EdgeReadings,
+    windows: EdgeWindows,
+    traits: Traits = Traits(),
+    *,
+    restarts_s: Floats | None = None,
+    power_floor_watts: float = 0.0,
+    power_cap_watts: float = 0.0,
+    settled: bool = True,
+) -> list[WindowEnergy | CoverageError | None]:
+    """Return `energy_from_edges`, or its error, for all windows of one counter; None: not read at both edges."""
+    stepped = [at for at, pair in enumerate(zip(start.steps, end.steps, strict=True)) if pair != (None, None)]
+    # The first refresh after the end is the nearest to it.
+    end_at_s, end_joules = end.read_at_s.copy(), end.joules.copy()
+    for at in stepped:
+        if step := end.steps[at]:
+            end_at_s[at] -= step.span_s
+            end_joules[at] = step.first_joules
+    rise = end_joules - start.joules
+    duration_s, doubts_s, error_s = windows.durations_s, windows.doubts_s, windows.clock_errors_s
+    slack_s = (
+        windows.starts_s - (start.read_at_s - windows.offsets_s[0]),
+        (end_at_s - windows.offsets_s[1]) - windows.ends_s,
+    )
+    between_s = duration_s + slack_s[0] + slack_s[1]
+    problems = _problems(start, end, windows, traits, restarts_s, end_joules, between_s)
+    power = rise / np.where(between_s > 0, between_s, duration_s)
+    floor = np.minimum(power_floor_watts, power)
+    cap = np.maximum(POWER_CAP_FACTOR * power, power_cap_watts)
+    for at in stepped:
+        cap[at] = max(cap[at], *(power_of(edge[at], traits.refresh_s) or 0.0 for edge in (start, end)))
+    outside_s, inside_s = _largest_slacks(slack_s, doubts_s, error_s, windows.is_same_clock)
+    clock_half = 2 * error_s * power + np.where(windows.is_same_clock, 0.0, doubts_s[0] + doubts_s[1]) * power
+    slack_s = _moved_outside(slack_s, np.where(windows.is_same_clock, doubts_s[0], 0.0))
+    if settled:
+        joules, slack_half, slack_standard = _between_readings(rise, slack_s, power, floor)
+    else:
+        joules = rise - (slack_s[0] + slack_s[1]) * power
+        slack_half = (abs(slack_s[0]) + abs(slack_s[1])) * np.maximum(cap - power, power - floor)
+        slack_standard = slack_half / math.sqrt(3.0)
+    stale, errors_s = np.full(len(windows.spans), 2), np.zeros(len(windows.spans))
+    time_items: dict[int, BudgetItem] = {}
+    for at in (at for at in stepped if at not in problems):
+        of_window = {"power": float(power[at]), "floor": float(floor[at]), "refresh_s": traits.refresh_s}
+        edges = [
+            StepEdge.of(float(slack[at]), reading[at], other[at], **of_window)
+            for slack, reading, other in ((slack_s[0], start, end), (slack_s[1], end, start))
         ]
-        if clock_half > 0:
-            text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
-            items.append(budget_item("clock", clock_half, "uniform", text, systematic=True))
-        if at in self._time_items:
-            items.append(self._time_items[at])
-        items += counter_items(traits, duration_s, self._refresh[at])
-        return WindowEnergy(
-            joules=joules,
-            lower_joules=self._lower_joules[at],
-            upper_joules=self._upper_joules[at],
-            budget=without_zeros(*items, *accuracy_items(traits, joules)),
-            method="edges",
-            duration_s=duration_s,
-            samples=2,
+        joules[at], slack_half[at], slack_standard[at] = _between_steps(
+            float(rise[at]), edges, float(floor[at]), float(cap[at])
         )
+        stale[at] = sum(edge.step is None for edge in edges)
+        errors_s[at] = math.fsum(edge.step.error_s for edge in edges if edge.step is not None)
+        time_items[at] = _time_item(edges)
+    blur = np.where(stale > 0, traits.refresh_s, 0.0) * cap + errors_s * cap + traits.resolution_joules
+    columns = (
+        joules,
+        np.maximum(rise - outside_s * cap - blur, 0.0),
+        rise + inside_s * cap + blur,
+        duration_s,
+        slack_half,
+        slack_standard,
+        slack_s[0] * 1e3,
+        slack_s[1] * 1e3,
+        clock_half,
+        clock_half / np.where(power > 0, power, 1.0) * 1e3,
+        refresh_joules(traits, power, floor, cap, windows.batches_s, stale),
+    )
+    # Lists, because single values of an array are slow to get.
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        None if math.isnan(row[0]) else problems.get(at) or _window_energy(traits, time_items.get(at), *row)
+        for at, row in enumerate(rows)
+    ]
+
+
+def _problems(
+    start: EdgeReadings,
+    end: EdgeReadings,
+    windows: EdgeWindows,
+    traits: Traits,
+    restarts_s: Floats | None,
+    end_joules: Floats,
+    between_s: Floats,
+) -> dict[int, CoverageError]:
+    """Return why windows have no energy; the last two arguments are those of the first refreshes after the ends."""
+    restarts = np.empty(0) if restarts_s is None else np.sort(restarts_s)
+    has_problem = (
+        (windows.durations_s < traits.refresh_s)
+        | (restarts.searchsorted(end.read_at_s, "right") > restarts.searchsorted(start.read_at_s, "right"))
+        | (end_joules < start.joules)
+        | (between_s <= windows.durations_s / 2)
+    )
+    problems = {}
+    for at in np.flatnonzero(has_problem).tolist():
+        window = windows.spans[at]
+        try:
+            check_refresh(window, traits)
+            check_restart(restarts_s, float(start.read_at_s[at]), float(end.read_at_s[at]))
+            if end_joules[at] < start.joules[at]:
+                raise CoverageError(
+                    "exporter_restart",
+                    f"the counter fell from {start.joules[at]:.6g} J to {end_joules[at]:.6g} J inside the window",
+                )
+            raise CoverageError(
+                "clock_skew",
+                f"the readings at the edges are {between_s[at]:.3f} s apart on the harness's clock, but the window is "
+                f"{window.duration_s:.3f} s long",
+            )
+        except CoverageError as error:
+            problems[at] = error
+    return problems
+
+
+def _window_energy(
+    traits: Traits,
+    time_item: BudgetItem | None,
+    joules: float,
+    lower_joules: float,
+    upper_joules: float,
+    duration_s: float,
+    slack_half: float,
+    slack_standard: float,
+    before_ms: float,
+    after_ms: float,
+    clock_half: float,
+    clock_ms: float,
+    refresh: float,
+) -> WindowEnergy:
+    text = f"{before_ms:.3g} ms and {after_ms:.3g} ms between the readings and the window"
+    items = [
+        budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
+        *counter_items(traits, duration_s, refresh),
+        *accuracy_items(traits, joules),
+    ]
+    if time_item is not None:
+        items.insert(1, time_item)
+    if clock_half > 0:
+        text = f"clocks and their mapping, {clock_ms:.3g} ms over both edges"
+        items.insert(1, budget_item("clock", clock_half, "uniform", text, systematic=True))
+    return WindowEnergy(
+        joules=joules,
+        lower_joules=lower_joules,
+        upper_joules=upper_joules,
+        budget=without_zeros(*items),
+        method="edges",
+        duration_s=duration_s,
+        samples=2,
+    )
 
 
 def _between_steps(rise: float, edges: Sequence[StepEdge], floor: float, cap: float) -> tuple[float, float, float]:

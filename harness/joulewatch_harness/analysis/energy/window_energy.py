@@ -123,13 +123,13 @@ class WindowEnergy:
     @property
     def standard_joules(self) -> float:
         """Combined standard uncertainty of this window."""
-        return math.sqrt(math.fsum(component.standard_joules**2 for component in self.budget))
+        return math.sqrt(math.fsum([component.standard_joules**2 for component in self.budget]))
 
     @property
     def sampling_joules(self) -> float:
         """The same without the sensor's accuracy: two ways of reading one counter differ by no more."""
         return math.sqrt(
-            math.fsum(component.standard_joules**2 for component in self.budget if component.name != ACCURACY)
+            math.fsum([component.standard_joules**2 for component in self.budget if component.name != ACCURACY])
         )
 
     @property

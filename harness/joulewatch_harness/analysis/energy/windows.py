@@ -10,7 +10,7 @@ from typing import Final, Self
 import numpy as np
 
 from joulewatch_harness.analysis.energy.clock_offsets import Offsets, RunClocks, run_clocks
-from joulewatch_harness.analysis.energy.from_edges import EdgeEnergies, EdgeReadings, EdgeWindows
+from joulewatch_harness.analysis.energy.from_edges import EdgeReadings, EdgeWindows, energies_from_edges
 from joulewatch_harness.analysis.energy.from_history import Bounds, CounterEnergies, PlacedWindows
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
@@ -249,7 +249,7 @@ def _missing(window: Window, exporter: str) -> str:
 def _measure_sensor(data: _SensorData, places: _Places, readings: Readings, history: History) -> list[Measured]:
     """Measure one sensor in all windows."""
     counter = data.counter
-    of_edges = EdgeEnergies(
+    of_edges = energies_from_edges(
         _at_one_edge([start for start, _ in readings]),
         _at_one_edge([end for _, end in readings]),
         places.edges,
@@ -275,7 +275,7 @@ def _measure_sensor(data: _SensorData, places: _Places, readings: Readings, hist
         if step := places.steps[at]:
             results.append(Measured(energy=None, reason="clock_stepped", text=step, health=health))
         else:
-            results.append(_measure(data, places, at, readings[at], of_edges, of_counter, health))
+            results.append(_measure(data, places, at, readings[at], of_edges[at], of_counter, health))
     return results
 
 
@@ -292,7 +292,7 @@ def _measure(
     places: _Places,
     at: int,
     readings: tuple[EdgeCounter | None, EdgeCounter | None],
-    of_edges: EdgeEnergies,
+    of_edges: WindowEnergy | CoverageError | None,
     of_counter: CounterEnergies | None,
     health: Health,
 ) -> Measured:
@@ -300,11 +300,10 @@ def _measure(
     sensor, span, offsets = data.sensor, places.windows.spans[at], places.offsets[at]
     problems: list[CoverageError] = []
     by_edges = by_power = by_history = None
-    if None not in readings:
-        if problem := of_edges.problem(at):
-            problems.append(problem)
-        else:
-            by_edges = of_edges.energy(at)
+    if isinstance(of_edges, CoverageError):
+        problems.append(of_edges)
+    else:
+        by_edges = of_edges
     if of_counter is not None:
         if problem := of_counter.problem(at):
             problems.append(problem)
@@ -316,12 +315,11 @@ def _measure(
             by_history = Bounds(by_power.joules, by_power.lower_joules, by_power.upper_joules)
         except CoverageError as error:
             problems.append(error)
-    still = [energy for energy in (by_edges, by_history) if energy is not None and energy.joules == 0.0]
     if (
-        still
-        and data.power is None
+        data.power is None
         and sensor.scope != "part"
         and span.duration_s < REFRESHES_PER_WINDOW * data.traits.refresh_s
+        and any(energy is not None and energy.joules == 0.0 for energy in (by_edges, by_history))
     ):
         # Every device draws power: the counter has not been updated. In longer windows it is frozen.
         text = f"the counter was not updated in the window of {span.duration_s:.3g} s; use a longer window"
