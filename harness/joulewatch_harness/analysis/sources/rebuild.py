@@ -11,7 +11,6 @@ import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NamedTuple, Self, cast, get_args
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
+from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.errors import QueryError
 from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.plan.scenario import OFFLINE, scenario_in_name
@@ -126,7 +126,6 @@ _OTHER_LABELS: Final = {
     if metric.name in WINDOW_NAMES
 }
 """Metric -> its labels that do not identify a window."""
-_SENSOR: Final = ("exporter", "scope", *catalog.SENSOR_LABELS)
 _DEVICE: Final = ("exporter", "collector", "device")
 
 
@@ -308,8 +307,8 @@ def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples
 class _EdgeSeries:
     """The series of one edge of all windows with one key: milliseconds -> value, as in `_Samples`."""
 
-    counters: list[tuple[Callable[..., EdgeCounter], Mapping[int, float], Mapping[int, float]]]
-    """Makes the counter of a sensor; its joules and read timestamps. In the order of the counters of an edge."""
+    counters: list[tuple[SensorId, Mapping[int, float], Mapping[int, float]]]
+    """Sensor, its joules and read timestamps. In the order of the counters of an edge."""
     clocks: list[tuple[str, Mapping[int, float], Mapping[int, float]]]
     """Exporter, and the bounds of its clock."""
 
@@ -328,11 +327,11 @@ class _EdgeSeries:
         }
         counters = {}
         for labels, joules in of_edge(catalog.WINDOW_EDGE_JOULES):
-            sensor: dict[str, Any] = {label: labels.get(label, "") for label in _SENSOR}
-            read_at = reads.get(tuple(sensor[label] for label in _DEVICE))
+            sensor = SensorId(**{label: labels.get(label, "") for label in SensorId._fields})
+            read_at = reads.get((sensor.exporter, sensor.collector, sensor.device))
             if read_at is not None:
-                order = tuple(sensor[label] for label in ("exporter", "scope", "collector", "device", "domain"))
-                counters[order, sensor["component"]] = (partial(EdgeCounter, **sensor), joules, read_at)
+                order = (sensor.exporter, sensor.scope, sensor.collector, sensor.device, sensor.domain)
+                counters[order, sensor.component] = (sensor, joules, read_at)
         clocks: dict[str, dict[str, Mapping[int, float]]] = {}
         for labels, values in of_edge(catalog.WINDOW_EDGE_CLOCK):
             clocks.setdefault(labels.get("exporter", ""), {})[labels.get("bound", "")] = values
@@ -349,10 +348,20 @@ class _EdgeSeries:
         """Return the edge of one window; None: no counter was read at it."""
         value_at = _value_at(at_ms)
         counters, reads_s = [], []
-        for make, of_joules, of_reads in self.counters:
+        for (exporter, scope, collector, component, device, domain), of_joules, of_reads in self.counters:
             joules, read_at_s = value_at(of_joules), value_at(of_reads)
             if joules is not None and read_at_s is not None:
-                counters.append(make(energy_joules=joules, read_at_s=read_at_s))
+                counter = EdgeCounter(
+                    exporter=exporter,
+                    scope=scope,
+                    collector=collector,
+                    component=component,
+                    device=device,
+                    domain=domain,
+                    energy_joules=joules,
+                    read_at_s=read_at_s,
+                )
+                counters.append(counter)
                 reads_s.append(read_at_s)
         if not counters:
             return None
