@@ -14,7 +14,7 @@ from joulewatch_harness.analysis.results.audit.conditions import check_frequency
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.gpu_conditions import check_gpu_rounds, check_gpu_settings
 from joulewatch_harness.analysis.sources.history import refresh_s_of
-from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.analysis.sources.series import SensorId, labels_of
 from joulewatch_harness.records import EdgeCounter, RunRecord
 
 LARGEST_MISSED: Final = 0.2
@@ -252,12 +252,13 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
 
 def _missed_refreshes(run: MeasuredRun) -> Iterator[Finding]:
     """Report sensors that were read without a refresh at many edges, although the exporter can wait for refreshes."""
-    edges: dict[SensorId, list[EdgeCounter]] = {}
+    edges: dict[tuple[str, ...], list[EdgeCounter]] = {}
     for window in run.record.windows:
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():
-                edges.setdefault(SensorId.of(counter), []).append(counter)
-    for sensor, counters in edges.items():
+                edges.setdefault(labels_of(counter), []).append(counter)
+    for key, counters in edges.items():
+        sensor = SensorId(*key)
         missed = [counter.no_step for counter in counters if counter.step is None]
         if LARGEST_MISSED * len(counters) < len(missed) < len(counters):
             reason = Counter(missed).most_common(1)[0][0] or "read by scrapes"
