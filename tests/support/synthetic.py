@@ -396,6 +396,11 @@ def run_samples(record: RunRecord) -> list[Sample]:
 
 def scrape_samples(world: World, **more: str) -> list[Sample]:
     """Return the scrapes as samples of remote write, with the labels that a scrape job adds."""
+    return samples_of(world.scrapes(), **more)
+
+
+def samples_of(raws: Iterable[RawSeries], **more: str) -> list[Sample]:
+    """Return series as samples of remote write, with the labels that a scrape job adds."""
     return [
         Sample(
             name=raw.name,
@@ -403,7 +408,7 @@ def scrape_samples(world: World, **more: str) -> list[Sample]:
             at_ms=round(t * 1000),
             value=float(value),
         )
-        for raw in world.scrapes()
+        for raw in raws
         for t, value in zip(raw.times_s, raw.values, strict=True)
     ]
 
