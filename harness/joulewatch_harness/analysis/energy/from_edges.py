@@ -19,7 +19,6 @@ from joulewatch_harness.analysis.energy.budget import (
     budget_item,
     counter_items,
     refresh_joules,
-    without_zeros,
 )
 from joulewatch_harness.analysis.energy.stepped_edges import (
     LEAST_POWER_DOUBT,
@@ -292,22 +291,24 @@ def _window_energy(
     clock_ms: float,
     refresh: float,
 ) -> WindowEnergy:
-    text = f"{before_ms:.3g} ms and {after_ms:.3g} ms between the readings and the window"
-    items = [
-        budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
-        *counter_items(traits, duration_s, refresh),
-        *accuracy_items(traits, joules),
-    ]
-    if time_item is not None:
-        items.insert(1, time_item)
+    items = []
+    if slack_half > 0:
+        text = f"{before_ms:.3g} ms and {after_ms:.3g} ms between the readings and the window"
+        items.append(
+            budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True)
+        )
     if clock_half > 0:
         text = f"clocks and their mapping, {clock_ms:.3g} ms over both edges"
-        items.insert(1, budget_item("clock", clock_half, "uniform", text, systematic=True))
+        items.append(budget_item("clock", clock_half, "uniform", text, systematic=True))
+    if time_item is not None and time_item.half_width_joules > 0:
+        items.append(time_item)
+    items += counter_items(traits, duration_s, refresh)
+    items += accuracy_items(traits, joules)
     return WindowEnergy(
         joules=joules,
         lower_joules=lower_joules,
         upper_joules=upper_joules,
-        budget=without_zeros(*items),
+        budget=tuple(items),
         method="edges",
         duration_s=duration_s,
         samples=2,
