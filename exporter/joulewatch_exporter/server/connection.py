@@ -6,7 +6,6 @@ import email.utils
 import io
 import logging
 import socket
-import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -207,7 +206,7 @@ class Connection:
         self._connection.settimeout(self._request_timeout_s)
         if head:
             self._connection.sendall(data)
-        elif isinstance(self._connection, ssl.SSLSocket):
+        elif type(self._connection) is not socket.socket:  # TLS, which has no sendmsg
             self._connection.sendall(data + response.body)
         else:
             # One write, without copying a body of a megabyte to append it to the headers.

@@ -12,6 +12,7 @@ import pytest
 
 from joulewatch_exporter.config.web import RateLimit
 from joulewatch_exporter.server import access as access_module
+from joulewatch_exporter.server import tls as tls_module
 from joulewatch_exporter.server.access import GUESSER_S, MOST_WAITING_OF_ADDRESS, Access, TokenBucket, Verdict
 from support.waiting import wait_until
 
@@ -129,7 +130,7 @@ def test_a_file_that_loses_protection_is_refused(
     after: str,
     lost: str,
 ) -> None:
-    monkeypatch.setattr(access_module, "server_context", lambda tls, path: object())
+    monkeypatch.setattr(tls_module, "server_context", lambda tls, path: object())
     path = web_file(tmp_path, before)
     access = Access(path)
     settings = access.web
