@@ -14,6 +14,7 @@ import threading
 import time
 import types
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import EMULATION_MARKER
+from joulewatch_exporter.model import EMULATION_MARKER, Reading
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.sampler import Sampler
 from joulewatch_exporter.sampling.scan import FamilyScan
@@ -391,7 +392,7 @@ def test_a_new_power_limit_creates_a_new_sensor(machine: GpuMachine, monkeypatch
 
 
 def test_a_lost_gpu_is_down_until_it_is_found_again(machine: GpuMachine, immediate_restarts: None) -> None:
-    """NVML lists it again only after a restart, which costs the other GPU at most one read."""
+    """NVML lists it again only after a restart."""
     gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 2.0),)), A100)
     collector = machine.collect()
     lost, alive = collector.sensors
@@ -414,6 +415,38 @@ def test_a_lost_gpu_is_down_until_it_is_found_again(machine: GpuMachine, immedia
     assert collector.sensors == (lost, alive)
     assert values(lost.read())["total"] == 6200
     assert values(alive.read())["total"] == 5800
+
+
+@pytest.mark.parametrize("step", ["_shut_down", "_add"])
+def test_reads_of_other_gpus_wait_for_a_restart(
+    machine: GpuMachine, immediate_restarts: None, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before NVML is shut down, and before the GPU is added again."""
+    gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 2.0),)), A100)
+    collector = machine.collect(call_timeout_seconds=10.0)
+    lost, alive = collector.sensors
+    gpus.advance(1.5)
+    with pytest.raises(SensorAbsentError, match="GPU is lost"):
+        lost.read()
+    enter, restart_step = collector.gate.enter, getattr(collector, step)
+    entered = threading.Event()
+    reads: list[Future[Sequence[Reading]]] = []
+
+    def enter_and_note(patience_s: float = 0.0) -> SensorError | None:
+        entered.set()
+        return enter(patience_s)
+
+    def read_during(*args: Any) -> None:
+        if not reads:
+            reads.append(pool.submit(alive.read))
+            assert entered.wait(10)
+        restart_step(*args)
+
+    monkeypatch.setattr(collector.gate, "enter", enter_and_note)
+    monkeypatch.setattr(collector, step, read_during)
+    with ThreadPoolExecutor(1) as pool:
+        collector.probe_again()
+        assert values(reads[0].result(10))["total"] == 5300
 
 
 def test_pauses_between_restarts_for_a_lost_gpu_get_longer(

@@ -12,8 +12,8 @@ a missed deadline, reads of this GPU fail at once until the call returns.
 initialised. To find a GPU that was lost or plugged in, NVML must be shut down and initialised again with no other
 reference left; earlier handles may then refer to other GPUs, and this is not safe while a call hangs. So the collector
 keeps one reference, and its watcher thread restarts NVML while all reads are blocked, never while a call hangs. The
-pauses between restarts get longer as long as a GPU stays lost: each restart costs the other GPUs a read, and without
-persistence mode the driver may power them down for a moment.
+pauses between restarts get longer as long as a GPU stays lost: reads of the other GPUs wait for a restart, but not
+longer than half of a call's deadline, and without persistence mode the driver may power them down for a moment.
 
 **One read per second is enough.** Neither the counter nor the 1 s average misses anything between two reads, and a call
 takes between less than a millisecond and tens of milliseconds of driver time on the measured machine. If a GPU reports
@@ -43,7 +43,7 @@ from joulewatch_exporter.collectors.nvml.library import (
     import_nvml,
     load_library,
 )
-from joulewatch_exporter.collectors.nvml.sensor import Gate, Gpu, GpuSensor
+from joulewatch_exporter.collectors.nvml.sensor import NOT_YET, Gate, Gpu, GpuSensor
 from joulewatch_exporter.collectors.nvml.shared import GpuConditions, share, withdraw
 from joulewatch_exporter.errors import (
     SensorAbsentError,
@@ -78,7 +78,6 @@ _CLOSE_S: Final = 1.0
 
 _HANG_FIX: Final = "sudo dmesg | grep -e NVRM -e Xid"
 
-_NOT_YET: Final = SensorGlitchError("NVML was restarted and this GPU has not been added again yet")
 _NOT_LISTED: Final = SensorAbsentError("NVML has removed this GPU from its list: it is lost or unplugged")
 
 
@@ -349,7 +348,7 @@ class NvmlCollector:
         driver, _ = nvml.attempt("nvmlSystemGetDriverVersion", subject="NVML")
         self._driver = str(driver or "unknown")
         for gpu in self.gpus.values():
-            gpu.lost = _NOT_YET
+            gpu.lost = NOT_YET
         for _, thread in self._unresponsive:
             thread.close()
         self._unresponsive.clear()
@@ -359,8 +358,9 @@ class NvmlCollector:
         for index in range(count):
             self._add(index, DeadlineThread(f"nvml-{index}"))
         for gpu in self.gpus.values():
-            if gpu.lost is _NOT_YET:
+            if gpu.lost is NOT_YET:
                 gpu.lost = _NOT_LISTED
+        self.gate.notify()
 
     def _shut_down(self) -> None:
         with contextlib.suppress(SensorError):
@@ -378,7 +378,7 @@ class NvmlCollector:
         if not self._is_quiet():
             return
         reason = SensorGlitchError("NVML is being restarted to find GPUs")
-        if not self.gate.block(reason, self.call_timeout_s + 1.0) or not self._is_quiet():
+        if not self.gate.block(reason, self.call_timeout_s + 1.0, is_brief=True) or not self._is_quiet():
             self.gate.open()
             return
         logger.info("nvml: restarting NVML to find GPUs")
@@ -467,6 +467,7 @@ class NvmlCollector:
         if description != gpu.sensor.description:
             gpu.sensor = GpuSensor(self, description)
         gpu.lost = None
+        self.gate.notify()
 
     def _publish(self) -> None:
         with self._sensors_lock:

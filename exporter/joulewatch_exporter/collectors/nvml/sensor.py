@@ -19,20 +19,40 @@ _NS_PER_S: Final = 1_000_000_000
 _LIMIT_PERIOD_NS: Final = 60 * _NS_PER_S
 
 
+NOT_YET: Final = SensorGlitchError("NVML was restarted and this GPU has not been added again yet")
+
+
 class Gate:
     """Admits reads, or blocks them with a reason and waits until the reads in progress have ended."""
 
     def __init__(self, reason: SensorError) -> None:
         self._condition = threading.Condition()
         self._reason: SensorError | None = reason
+        self._is_brief = False
         self._reads = 0
 
-    def enter(self) -> SensorError | None:
-        """Begin a read, to be ended with ``leave``; return the reason if reads are blocked, else None."""
+    def enter(self, patience_s: float = 0.0) -> SensorError | None:
+        """Begin a read, to be ended with ``leave``; return the reason if reads are blocked, else None.
+
+        Args:
+            patience_s: How long to wait for the end of a block that is brief.
+        """
         with self._condition:
+            if self._is_brief:
+                self._condition.wait_for(lambda: self._reason is None, patience_s)
             if self._reason is None:
                 self._reads += 1
             return self._reason
+
+    def wait_until_added(self, gpu: Gpu, patience_s: float) -> None:
+        """Wait until a GPU has been added again after a restart of NVML, ``patience_s`` at most."""
+        with self._condition:
+            self._condition.wait_for(lambda: gpu.lost is not NOT_YET, patience_s)
+
+    def notify(self) -> None:
+        """Wake the reads that wait for a GPU."""
+        with self._condition:
+            self._condition.notify_all()
 
     def leave(self) -> None:
         """End a read."""
@@ -40,16 +60,23 @@ class Gate:
             self._reads -= 1
             self._condition.notify_all()
 
-    def block(self, reason: SensorError, timeout_s: float) -> bool:
-        """Block reads; return whether all reads in progress ended in time."""
+    def block(self, reason: SensorError, timeout_s: float, *, is_brief: bool = False) -> bool:
+        """Block reads; return whether all reads in progress ended in time.
+
+        Args:
+            reason: Why.
+            timeout_s: How long to wait for the reads in progress.
+            is_brief: Whether reads may wait for the end of the block.
+        """
         with self._condition:
-            self._reason = reason
+            self._reason, self._is_brief = reason, is_brief
             return self._condition.wait_for(lambda: self._reads == 0, timeout_s)
 
     def open(self) -> None:
         """Admit reads."""
         with self._condition:
-            self._reason = None
+            self._reason, self._is_brief = None, False
+            self._condition.notify_all()
 
 
 class Gpu:
@@ -112,11 +139,14 @@ class GpuSensor:
             SensorGlitchError: This read failed, or NVML is being restarted.
         """
         collector = self._collector
-        reason = collector.gate.enter()
+        patience_s = collector.call_timeout_s / 4
+        reason = collector.gate.enter(patience_s)
         if reason is not None:
             raise self._copy(reason)
         try:
             gpu = collector.gpus[self.device]
+            if gpu.lost is NOT_YET:
+                collector.gate.wait_until_added(gpu, patience_s)
             if gpu.lost is not None:
                 raise self._copy(gpu.lost)
             if gpu.thread.is_hanging:
