@@ -75,8 +75,9 @@ models: $(DEV_STAMP)  ## measure the model files of some packages: the commands 
 bench: $(DEV_STAMP)  ## measure speed, memory and accuracy; results in tests/benchmarks/results
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)
 
-fuzz: $(DEV_STAMP)  ## give the exporter's parsers much random input, with a new seed (FUZZ_CASES=5000)
-	@JOULEWATCH_FUZZ_CASES=$(or $(FUZZ_CASES),5000) $(PYTEST) --timeout=3600 tests/exporter/test_fuzz.py
+fuzz: $(DEV_STAMP)  ## give all parsers much random input, with a new seed (FUZZ_CASES=5000)
+	@JOULEWATCH_FUZZ_CASES=$(or $(FUZZ_CASES),5000) $(PYTEST) --timeout=3600 tests/exporter/test_fuzz.py \
+		tests/harness/storage/test_fuzz.py
 
 mutation: $(DEV_STAMP)  ## change the code in every small way that the unit tests must notice (takes an hour)
 	@$(BIN)/python tests/benchmarks/mutation.py $(MUTATION_FLAGS)

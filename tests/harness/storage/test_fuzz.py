@@ -1,8 +1,12 @@
-"""Damaged files and hostile expositions end in one error of joulewatch, never in another exception; seeded, quick."""
+"""Damaged files and hostile expositions end in one error of joulewatch, never in another exception.
+
+Seeded, so each run is the same. ``make fuzz`` runs far more cases with another seed each time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -20,8 +24,9 @@ from joulewatch_harness.storage.journal import Journal, read_run
 from support.runs import header, window
 from support.synthetic import TWO_SOCKETS, World, make_world, write_recording
 
-CASES = 120
-SEED = 20261129
+IS_LONG = "JOULEWATCH_FUZZ_CASES" in os.environ
+CASES = int(os.environ.get("JOULEWATCH_FUZZ_CASES", "120"))
+SEED = random.SystemRandom().randrange(10**9) if IS_LONG else 20261129
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def journal_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return journal.path
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=max(300, CASES), derandomize=not IS_LONG, deadline=None)
 @given(field=st.sampled_from(["type", "run", "index", "start_s", "kind", "start_edge", "latency", "flags"]), value=JSON)
 def test_a_line_with_a_wrong_value_is_read_or_one_error(field: str, value: object, journal_path: Path) -> None:
     first, second, _ = journal_path.with_suffix(".whole").read_text().split("\n")
@@ -137,7 +142,7 @@ def test_a_line_with_a_wrong_value_is_read_or_one_error(field: str, value: objec
         assert "\n" not in str(error)
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=max(500, CASES), derandomize=not IS_LONG, deadline=None)
 @given(
     body=st.binary(max_size=60)
     | st.text(alphabet='a_{}="\\ \n,1e+-.NaInf#\t\r\x00µ', max_size=60).map(lambda text: text.encode("utf-8"))
