@@ -13,11 +13,7 @@ BENCHMARKS = (
     "exporter_cost", "attribution_cost", "edge_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy",
     "measure", "analysis_speed", "coverage", "compare_rates", "process_overhead", "runtime_overhead", "trace_cost",
     "stopping", "dependent_rounds", "gpu", "gpu_networks", "prediction", "sizing", "short_windows", "hostile_clients",
-    "peers",
-    "exporter_cost", "edge_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "measure",
-    "analysis_speed", "coverage", "compare_rates", "process_overhead", "runtime_overhead", "trace_cost", "stopping",
-    "dependent_rounds", "gpu", "gpu_networks", "prediction", "sizing", "short_windows", "hostile_clients", "peers",
-    "llm_tokens", "fork_storm",
+    "peers", "llm_tokens", "fork_storm",
 )  # fmt: skip
 
 
