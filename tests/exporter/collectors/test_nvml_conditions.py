@@ -47,7 +47,6 @@ def test_counters(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(nvml_conditions, "monotonic_ns", lambda: round(now_s * 1e9))
     gpus.advance(1.0)
-    collector.gpus[FIRST].conditions._read_at_ns = 0  # by the real clock
     before = counters(collector)
     gpus.advance(11.0)
     now_s = 1010.0
@@ -80,8 +79,26 @@ def test_settings_are_read_in_the_background(machine: GpuMachine) -> None:
         "power_profiles": 33.0,
     }
     machine.gpus(replace(H100, limit_watts=300.0))
-    assert collector.read_conditions()[0].settings["limit_watts"] == 350.0
+    assert collector.read_conditions()[0].settings["limit_watts"] == 350.0, "not in a request"
     collector.read_throttling()
+    assert collector.read_conditions()[0].settings["limit_watts"] == 300.0
+
+
+def test_without_requests_only_throttled_time_is_read(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request after a while reads the settings itself, and the integrals have a gap."""
+    now_s = 10_000.0
+    monkeypatch.setattr(nvml_conditions, "monotonic_ns", lambda: round(now_s * 1e9))
+    gpus = machine.gpus(replace(H100, load=GpuLoadSpec(processes=(BUSY,))))
+    gpus.advance(1.0)
+    collector = machine.collect()
+    assert collector.throttled and not collector.gpus[FIRST].conditions.counters
+    assert counters(collector)["busy_seconds"] == 0.0
+    assert collector.read_conditions()[0].settings["limit_watts"] == 350.0
+    now_s += 4.0
+    assert counters(collector)["busy_seconds"] == pytest.approx(2.0)
+    machine.gpus(replace(H100, limit_watts=300.0, load=GpuLoadSpec(processes=(BUSY,)))).advance(1.0)
+    now_s += 1000.0
+    assert counters(collector)["busy_seconds"] == pytest.approx(2.0)
     assert collector.read_conditions()[0].settings["limit_watts"] == 300.0
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from joulewatch_exporter.collectors.base.sysfs import list_names
+from joulewatch_exporter.collectors.nvml.conditions import ASKED_NS
 from joulewatch_exporter.collectors.nvml.gpu import Description, describe, plausible_limit
 from joulewatch_exporter.collectors.nvml.library import (
     Nvml,
@@ -64,7 +65,7 @@ Status = Literal["found", "absent", "denied", "skipped", "broken"]
 PROBE_S: Final = 10.0
 """How often to probe for lost, unresponsive and new GPUs."""
 THROTTLING_S: Final = 2.0
-"""How often throttled time and the other conditions are read. Not in scrapes: more calls would delay them."""
+"""How often throttled time is read, and the other conditions. Not in scrapes: more calls would delay them."""
 FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
 """Pause before NVML is restarted to find a lost GPU; doubled after each restart, up to the longest one."""
@@ -129,6 +130,8 @@ class NvmlCollector:
         """GPUs, by NVML's index, that could not be added, and why."""
         self._findings_by_index: dict[int, tuple[Finding, ...]] = {}
         self._throttled: tuple[Throttled, ...] = ()
+        self._asked_until_ns = 0
+        """Until when the conditions are read in the background."""
         self._driver = "unknown"
         self._list_at_start: object = None
         """The driver's list of GPUs when NVML was started."""
@@ -231,8 +234,17 @@ class NvmlCollector:
             self.gate.leave()
 
     def read_throttling(self) -> None:
-        """Read the conditions and publish throttled time; the watcher thread calls this every ``THROTTLING_S``."""
-        self.read_conditions(settings=True)
+        """Read throttled time, and the other conditions if somebody asks for them.
+
+        The watcher thread calls this every ``THROTTLING_S``.
+        """
+        if time.monotonic_ns() < self._asked_until_ns:
+            self._read_conditions(settings=True)
+        else:
+            for uuid in self.devices:
+                read = functools.partial(self.gpus[uuid].throttling.read, self.nvml, uuid)
+                with contextlib.suppress(SensorError):  # the sensor of this GPU reports it
+                    self.ask(uuid, read, self.call_timeout_s)
         throttled = tuple(
             [
                 Throttled(device, reason, seconds)
@@ -243,18 +255,23 @@ class NvmlCollector:
         if throttled != self._throttled:
             self._throttled = throttled
 
-    def read_conditions(self, *, settings: bool = False) -> Sequence[GpuConditions]:
-        """Read the conditions of all GPUs, and their settings or those of the last read: see `shared.SharedNvml`."""
+    def read_conditions(self) -> Sequence[GpuConditions]:
+        """Read the conditions of all GPUs now: see `shared.SharedNvml`."""
+        self._asked_until_ns = time.monotonic_ns() + ASKED_NS
+        return self._read_conditions()
+
+    def _read_conditions(self, *, settings: bool = False) -> Sequence[GpuConditions]:
         answers = []
         for uuid in self.devices:
             gpu = self.gpus[uuid]
-            reads = [functools.partial(gpu.conditions.read, self.nvml, uuid, gpu.throttling)]
-            if settings:
-                reads.append(functools.partial(gpu.conditions.read_settings, self.nvml, uuid))
+            conditions = gpu.conditions
+            reads = [functools.partial(conditions.read, self.nvml, uuid, gpu.throttling)]
+            if settings or conditions.has_outdated_settings:
+                reads.append(functools.partial(conditions.read_settings, self.nvml, uuid))
             with contextlib.suppress(SensorError):  # the sensor of this GPU reports it
                 for read in reads:
                     self.ask(uuid, read, self.call_timeout_s)
-                answers.append(GpuConditions(uuid, gpu.conditions.counters, gpu.conditions.settings))
+                answers.append(GpuConditions(uuid, conditions.counters, conditions.settings))
         return answers
 
     def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:

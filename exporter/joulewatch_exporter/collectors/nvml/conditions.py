@@ -7,6 +7,8 @@ idle GPU has none.
 
 Settings are read every two seconds only, in the background: requests are made next to measured work.
 
+All this is read only while somebody requests it (`ASKED_NS`): each call takes time of the driver.
+
 Sources: NVIDIA ``nvml.h`` (CUDA 13.3).
 """
 
@@ -23,6 +25,11 @@ from joulewatch_exporter.collectors.nvml.throttling import Throttling
 
 HOT_WITHIN_CELSIUS: Final = 5
 """A GPU this close to the temperature at which it reduces its clocks is hot."""
+
+ASKED_NS: Final = 600 * NS_PER_S
+"""How long after a request the conditions are read in the background."""
+OUTDATED_NS: Final = 10 * NS_PER_S
+"""Settings of this age are read again by a request; the integrals pause over a gap of this length."""
 
 _SM_CLOCK: Final = 1  # NVML_CLOCK_SM
 _GPU_TEMPERATURE: Final = 0  # NVML_TEMPERATURE_GPU
@@ -46,6 +53,7 @@ class Conditions:
         """Utilisation, and its product with the clock, at the last read."""
         self._is_hot: bool | None = None
         self._read_at_ns = 0
+        self._settings_read_at_ns = 0
         self._integrals: dict[str, float] = {}
 
     def read(self, nvml: Nvml, uuid: str, throttling: Throttling, handle: Any) -> None:
@@ -56,8 +64,9 @@ class Conditions:
         """
         throttling.read(nvml, uuid, handle)
         now_ns = monotonic_ns()
-        span_s = (now_ns - self._read_at_ns) / NS_PER_S if self._read_at_ns else 0.0
+        span_ns = now_ns - self._read_at_ns
         self._read_at_ns = now_ns
+        span_s = span_ns / NS_PER_S if span_ns <= OUTDATED_NS else 0.0
         clock = _clock(nvml, uuid, handle)
         if clock is not None:
             last = clock if self._clock is None else self._clock
@@ -81,6 +90,11 @@ class Conditions:
             counters["ecc_errors"] = float(errors)
         self.counters = counters | self._integrals
 
+    @property
+    def has_outdated_settings(self) -> bool:
+        """Whether the settings were not read lately."""
+        return monotonic_ns() - self._settings_read_at_ns > OUTDATED_NS
+
     def read_settings(self, nvml: Nvml, uuid: str, handle: Any) -> None:
         """Read the settings; runs on a thread of the GPU.
 
@@ -102,6 +116,7 @@ class Conditions:
         if (profiles := _profiles(nvml, uuid, handle)) is not None:
             settings["power_profiles"] = profiles
         self.settings = settings
+        self._settings_read_at_ns = monotonic_ns()
 
     def _add(self, name: str, value: float) -> None:
         self._integrals[name] = self._integrals.get(name, 0.0) + value
