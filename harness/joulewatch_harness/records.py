@@ -480,6 +480,11 @@ class Window:
     phase_powers: tuple[PhasePowers, ...] = ()
     """Of a phase window."""
 
+    @property
+    def has_device_conditions(self) -> bool:
+        """Whether any run condition is that of a device."""
+        return DEVICE_SEPARATOR in "".join(self.conditions)
+
     def device_conditions(self, name: str) -> dict[str, float]:
         """Return the value of a run condition of each device that has it."""
         prefix = condition_key(name, "")

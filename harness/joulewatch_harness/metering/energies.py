@@ -146,7 +146,7 @@ class _Reader:
         return self.known("net", per_inference([(whole, gross)], power, repeatable=False), methods)
 
     def idle_power(self, sensors: Sequence[SensorId]) -> IdlePower | None:
-        if smoothed(self.run, sensors):
+        if smoothed(self.run).intersection(sensor.device for sensor in sensors):
             return None
         complete = []
         for measured in self.run.windows:

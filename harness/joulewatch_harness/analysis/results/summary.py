@@ -174,6 +174,7 @@ class _Analysis:
     def __init__(self, record: RunRecord, run: MeasuredRun) -> None:
         self.record = record
         self.run = run
+        self.smoothed = smoothed(run)
         self.sensors = run.sensors
         self.target: float | None = record.header.plan.get(MAX_UNCERTAINTY)
         self.coverage = repeats_coverage(record.header.plan)
@@ -254,8 +255,9 @@ class _Analysis:
 
     def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
         """Return why the power of idle windows is not the idle power of some sensors; empty: nothing is known."""
-        if idle is not None and (device := smoothed(self.run, sensors)):
-            return f"power smoothing keeps the idle power of {device} up [power_smoothing_on]"
+        devices = self.smoothed.intersection(sensor.device for sensor in sensors)
+        if idle is not None and devices:
+            return f"power smoothing keeps the idle power of {min(devices)} up [power_smoothing_on]"
         busy = {measured.window.index for measured in self.idle_windows if is_busy(measured.window)}
         here = measures_this_machine(self.run, sensors)
         if idle is None or not here or not busy.intersection(idle.windows):

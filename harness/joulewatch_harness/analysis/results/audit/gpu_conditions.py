@@ -11,7 +11,6 @@ from typing import Final
 
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
-from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.records import Window
 
@@ -34,7 +33,7 @@ def check_gpu_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator
     """Report what disturbed the GPUs in a measure window, and power limits that changed."""
     window = measured.window
     seconds = window.conditions.get("seconds", 0.0)
-    if window.kind != "measure" or seconds <= 0:
+    if window.kind != "measure" or seconds <= 0 or not window.has_device_conditions:
         return
 
     def finding(severity: Severity, reason: str, device: str, text: str, **evidence: float) -> Finding:
@@ -63,14 +62,19 @@ def check_gpu_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator
     shares = window.device_conditions("gpu_others_share")
     for device, others in window.device_conditions("gpu_others").items():
         share = shares.get(device, 0.0)
-        text = f"{others:.0f} other workloads held the GPU and used {100 * share:.3g} % of its time"
+        count = f"{others:.0f} other {'workload' if others == 1 else 'workloads'}"
+        text = f"{count} held the GPU and used {100 * share:.3g} % of its time"
         severity = "error" if share > LARGEST_OTHER_USE else "warning"
         yield finding(severity, "gpu_shared", device, text, workloads=others, share=share)
 
 
 def check_gpu_settings(run: MeasuredRun) -> Iterator[Finding]:
     """Report settings of the GPUs that change their energy, once per run."""
-    windows = [measured.window for measured in run.windows if measured.window.kind in ("measure", "idle")]
+    windows = [
+        measured.window
+        for measured in run.windows
+        if measured.window.kind in ("measure", "idle") and measured.window.has_device_conditions
+    ]
     for device, values in _by_device(windows, "gpu_limit_ratio").items():
         ratio = values[-1]
         text = f"{device}: its power limit is {100 * ratio:.4g} % of the default"
@@ -94,6 +98,8 @@ def check_gpu_settings(run: MeasuredRun) -> Iterator[Finding]:
 def check_gpu_rounds(run: MeasuredRun) -> Iterator[Finding]:
     """Report GPUs that were at their power limit, and clocks that differ between the rounds of a network."""
     for name, windows in rounds_of(run).items():
+        if not any(window.has_device_conditions for window in windows):
+            continue
         capped: dict[str, list[float]] = {}
         for window in windows:
             for device, used_s in window.device_conditions("gpu_power_capped_s").items():
@@ -135,10 +141,9 @@ def rounds_of(run: MeasuredRun) -> dict[str, list[Window]]:
     return rounds
 
 
-def smoothed(run: MeasuredRun, sensors: Iterable[SensorId]) -> str:
-    """Return one of the devices of some sensors whose idle power is not known, because power smoothing raises it."""
-    devices = {device for measured in run.windows for device in measured.window.device_conditions(SMOOTHING)}
-    return min(devices.intersection(sensor.device for sensor in sensors), default="")
+def smoothed(run: MeasuredRun) -> frozenset[str]:
+    """Return the devices whose idle power is not known, because power smoothing raises it."""
+    return frozenset(device for measured in run.windows for device in measured.window.device_conditions(SMOOTHING))
 
 
 def _by_device(windows: Iterable[Window], name: str) -> dict[str, list[float]]:
