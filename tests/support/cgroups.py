@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchies, members
+from joulewatch_exporter.attribution.cgroup_mounts import Hierarchy, Version, find_hierarchies
 from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Host
 
 USAGE_FILES = {"v1": "cpuacct.usage", "v2": "cpu.stat"}
+REMOVE_LIMIT_S = 10.0
 _numbers = itertools.count()
 
 BURN = """
@@ -46,10 +49,6 @@ class RealTree:
     def remove(self, key: str) -> None:
         (self.root / key).rmdir()
 
-    def has_processes(self, key: str) -> bool:
-        """Return whether there are processes in a cgroup or in those below it."""
-        return next(members(str(self.root), key), None) is not None
-
     def burn(self, key: str, seconds: float) -> None:
         """Use processor time in a cgroup, in a process that has ended when this returns."""
         procs = self.root / key / "cgroup.procs"
@@ -77,7 +76,21 @@ def real_tree(version: Version) -> Iterator[RealTree]:
         yield RealTree(version, root)
     finally:
         for folder, _, _ in os.walk(root, topdown=False):
-            Path(folder).rmdir()
+            _remove(Path(folder))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a cgroup once its last processes have ended; those that are ending are not listed any more."""
+    end_s = time.monotonic() + REMOVE_LIMIT_S
+    while True:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def make_cgroup2(host: Host) -> None:

@@ -189,14 +189,13 @@ def test_a_run_writes_the_truth_of_each_workload(tmp_path: Path, version: Versio
     lines = [json.loads(line) for line in (machine / "truth.jsonl").read_text().splitlines()]
     zero = {"a.service": 0.0, TOP: 0.0}
     assert lines[-1]["workloads"] == {"socket0/package": zero, "socket0/dram": zero}
-    # As if the workload had used 2 s.
+    # As if the workload had used 2 s between the first and the last update.
     lines[-1]["workloads"]["socket0/package"]["a.service"] = 8.0
-    (machine / "truth.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (machine / "truth.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[-1])))
     truth = Truth.load(machine)
     assert truth.workloads("socket0/dram") == ("a.service", TOP)
-    start_s = truth.start_unix_s
-    end_s = start_s + (lines[-1]["monotonic_ns"] - truth.start_monotonic_ns) / 1e9
-    middle_s = (end_s + start_s + (lines[-2]["monotonic_ns"] - truth.start_monotonic_ns) / 1e9) / 2
+    start_s = lines[0]["unix_s"]
+    middle_s = (start_s + lines[-1]["unix_s"]) / 2
     assert truth.workload_joules("socket0/package", "a.service", start_s, middle_s) == pytest.approx(4.0, rel=1e-3)
     assert truth.workload_joules("socket0/dram", TOP, start_s, middle_s) == 0.0
     for key, path, message in (
