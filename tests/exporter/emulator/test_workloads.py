@@ -118,7 +118,7 @@ def test_each_cgroup_counts_without_the_listed_ones_below_it(real: RealTree) -> 
     used = meter.read()
     total, above, below = (real.seconds(path) - seconds for path, seconds in at_start.items())
     assert used == pytest.approx({"a.slice/b.service": below, "a.slice": above - below, TOP: total - above}, abs=5e-6)
-    assert used["a.slice/b.service"] >= 0.03 and used["a.slice"] >= 0.02 and used[TOP] >= 0.02
+    assert min(used.values()) > 0.01
     meter.close()
     meter.close()
 
@@ -130,16 +130,17 @@ def test_what_a_removed_cgroup_used_last_is_its_parents(real: RealTree) -> None:
     real.make("a.slice/b.service")
     real.burn("a.slice/b.service", 0.02)
     seen = meter.read()["a.slice/b.service"]
-    assert seen >= 0.02
+    assert seen > 0.01
     real.burn("a.slice/b.service", 0.03)
     real.remove("a.slice/b.service")
     used = meter.read()
     assert used["a.slice/b.service"] == seen
-    assert used["a.slice"] >= 0.03
+    assert used["a.slice"] == pytest.approx(real.seconds("a.slice") - seen, abs=5e-6)
+    assert used["a.slice"] > 0.02
     real.make("a.slice/b.service")
     real.burn("a.slice/b.service", 0.02)
     again = meter.read()
-    assert again["a.slice/b.service"] >= seen + 0.02
+    assert again["a.slice/b.service"] > seen + 0.01
     assert again["a.slice"] == pytest.approx(used["a.slice"], abs=5e-6)
     assert sum(again.values()) == pytest.approx(real.seconds(""), abs=5e-6)
 
