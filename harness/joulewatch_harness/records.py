@@ -167,6 +167,8 @@ class ExporterRecord:
     emulated: bool = False
     started_at_s: float | None = None
     """Its start in Unix seconds on its own clock, which identifies it together with ``nodename``; None: unknown."""
+    workload_ratios: Mapping[str, float] = field(default_factory=dict)
+    """Component -> how much the watts per processor of two programs differ on its machine, where that was measured."""
 
 
 _TOGETHER: Final = re.compile(r"(.+?) \(with .+\)")

@@ -328,12 +328,15 @@ class ExporterClient:
         calibration_infos: dict[tuple[str, ...], dict[str, str]] = {}
         asleep: list[str] = []
         started_at_s = None
+        ratios: dict[str, float] = {}
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
             if name == catalog.EXPORTER_INFO.name:
                 info = self._labels(raw)
             elif name == catalog.EXPORTER_START.name:
                 started_at_s = value
+            elif name == catalog.WORKLOAD_RATIO.name:
+                ratios[self._labels(raw).get("component", "")] = value
             elif name == catalog.SENSOR_INFO.name:
                 sensors.append(self._labels(raw))
             elif name == catalog.SENSOR_REFRESH.name:
@@ -360,6 +363,7 @@ class ExporterClient:
             version=info.get("version", ""),
             emulated=info.get("emulated") == "1",
             started_at_s=started_at_s,
+            workload_ratios=ratios,
         )
         return record, tuple(
             dataclasses.replace(

@@ -167,6 +167,12 @@ def test_describe_returns_calibrations(server: FakeServer) -> None:
     )
 
 
+def test_describe_returns_the_ratios_of_workloads(server: FakeServer) -> None:
+    server.answer(BODY + 'joulewatch_workload_ratio{component="cpu"} 1.6\n')
+    record, _ = ExporterClient("http://node1:10717").describe()
+    assert record.workload_ratios == {"cpu": 1.6}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [

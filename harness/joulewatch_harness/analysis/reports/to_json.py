@@ -202,6 +202,7 @@ def _shares_document(shares: WindowShares) -> dict[str, Any]:
         "window": shares.window,
         "joules": shares.joules,
         "idle_joules": shares.idle_joules,
+        "ratio": shares.ratio,
         **{name: encode(part) for name, part in shares.parts.items()},
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.reports.table import Column, Table, paragraph
 from joulewatch_harness.analysis.results.model import Consumer, Estimate, GroupResult, Interference, RunResult
 from joulewatch_harness.analysis.results.numbers import energy_text, plain, with_uncertainty
@@ -33,9 +32,11 @@ def attributed_lines(result: RunResult) -> list[str]:
     """Return what attributed energy is, or why there is none."""
     lines = []
     if has_attributed(result):
+        ratios = sorted({one.ratio for group in result.groups for one in group.total.shares})
+        factors = " or ".join(f"{ratio:g}" for ratio in ratios)
         lines.append(
             "attributed: the part of net that the network's processes used, shared by processor time (a GPU or FPGA: "
-            f"all of it); ± contains the error if programs differ by a factor of {DEFAULT_RATIO:g} in watts per "
+            f"all of it); ± contains the error if programs differ by a factor of {factors} in watts per "
             "processor."
         )
     reasons = sorted({group.total.attributed_missing for group in result.groups if group.total.attributed_missing})

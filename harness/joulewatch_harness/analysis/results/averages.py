@@ -34,11 +34,12 @@ def per_inference(
     *,
     repeatable: bool = True,
     own: Mapping[int, Part] | None = None,
+    ratio: float = DEFAULT_RATIO,
 ) -> Estimate:
     """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``.
 
     ``repeatable`` is as for ``combine_mean``. With ``own`` (window -> part), the result is that part of the energy
-    above idle power, and its uncertainty contains the bound of the part.
+    above idle power, and its uncertainty contains the bound of the part, which holds up to a ``ratio``.
     """
     rounds: Rounds = {}
     systematic: dict[str, list[float]] = {}
@@ -77,7 +78,7 @@ def per_inference(
                 standard=mean(half_widths) / NORMAL_95,
                 dof=math.inf,
                 systematic=True,
-                text=f"watts per processor of two programs differ by a factor of up to {DEFAULT_RATIO:g}",
+                text=f"watts per processor of two programs differ by a factor of up to {ratio:g}",
             )
         )
     if idle is not None:

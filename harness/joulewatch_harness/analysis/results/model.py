@@ -129,6 +129,8 @@ class WindowShares:
     """Of the devices."""
     idle_joules: float
     """Idle power times the length of the window."""
+    ratio: float
+    """The bounds hold if the watts per processor of two programs differ by this factor at most."""
     parts: Mapping[Consumer, Part]
 
     @property

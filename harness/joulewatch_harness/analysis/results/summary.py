@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.energy.window_energy import WindowEnergy
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
@@ -447,7 +448,8 @@ class _Analysis:
     ) -> Estimate:
         """Return the joules per inference, or per other unit of work, that the processes of the network used."""
         own = {one.window: one.parts["own"] for one in shares}
-        return per_inference(complete, idle, unit, self.coverage, own=own)
+        ratio = max((one.ratio for one in shares), default=DEFAULT_RATIO)
+        return per_inference(complete, idle, unit, self.coverage, own=own, ratio=ratio)
 
     def shares(
         self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
@@ -469,13 +471,21 @@ class _Analysis:
                 return "idle power is not known: no idle window has the energy of all devices"
             if problem := self.idle_problem(idle, members):
                 return problem
+            ratio = self.workload_ratio(component, members)
             for measured, energies in self.gather(members, windows)[0]:
                 joules = math.fsum([energy.joules for energy in energies])
-                one = share_window(component, measured.window, joules, idle.watts * measured.span.duration_s)
+                idle_joules = idle.watts * measured.span.duration_s
+                one = share_window(component, measured.window, joules, idle_joules, ratio)
                 if isinstance(one, str):
                     return one
                 by_window.setdefault(measured.window.index, []).append(one)
         return tuple(joined(parts) for parts in by_window.values())
+
+    def workload_ratio(self, component: str, sensors: Sequence[SensorId]) -> float:
+        """Return how much the watts per processor of two programs differ at most, for devices of this machine."""
+        names = {sensor.exporter for sensor in sensors}
+        measured = (one.workload_ratios for one in self.run.record.header.exporters if one.name in names)
+        return max((ratios[component] for ratios in measured if component in ratios), default=DEFAULT_RATIO)
 
     def audit_load_of_others(self, groups: Sequence[GroupResult]) -> Iterator[Finding]:
         """Report other work in measure windows, in joules where whose energy it was is known."""

@@ -13,9 +13,9 @@ The parts of the active energy:
 * ``system``: kernel threads, interrupts, steal.
 * ``others``: everything else.
 
-Each part has a bound. Equal processor times are not equal energies: two programs may differ by a factor of
-``DEFAULT_RATIO`` in watts per processor. The bound of a share is that of ``share_bounds``; it also contains the
-rounding of the kernel, which is in ``others``.
+Each part has a bound. Equal processor times are not equal energies: two programs may differ in watts per processor by
+the factor that ``joulewatch calibrate --workloads`` has measured on the machine, else by ``DEFAULT_RATIO``. The bound
+of a share is that of ``share_bounds``; it also contains the rounding of the kernel, which is in ``others``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from joulewatch_harness.analysis.energy.shares import share_bounds
+from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO, share_bounds
 from joulewatch_harness.analysis.results.model import Consumer, Part, WindowShares
 from joulewatch_harness.records import Window
 
@@ -51,7 +51,7 @@ def seconds_of(window: Window) -> dict[Consumer, float] | None:
     return seconds if sum(seconds.values()) > 0 else None
 
 
-def share_by_time(seconds: Seconds, active_joules: float) -> dict[Consumer, Part]:
+def share_by_time(seconds: Seconds, active_joules: float, ratio: float = DEFAULT_RATIO) -> dict[Consumer, Part]:
     """Share an energy by processor time."""
     total_s = sum(seconds.values())
     parts = {}
@@ -60,7 +60,7 @@ def share_by_time(seconds: Seconds, active_joules: float) -> dict[Consumer, Part
         own_error_s, rest_error_s = (ROUNDING_S, 0.0) if name == "others" else (0.0, ROUNDING_S)
         rest_s = total_s - used_s
         low, high = (
-            share_bounds(part_s / (part_s + of_rest_s) if part_s > 0 else 0.0)[side]
+            share_bounds(part_s / (part_s + of_rest_s) if part_s > 0 else 0.0, ratio)[side]
             for side, part_s, of_rest_s in (
                 (0, used_s - own_error_s, rest_s + rest_error_s),
                 (1, used_s + own_error_s, max(rest_s - rest_error_s, 0.0)),
@@ -76,7 +76,9 @@ def to_one_user(active_joules: float, others: Iterable[Consumer]) -> dict[Consum
     return {**parts, "own": _part(1.0, 1.0, 1.0, active_joules)}
 
 
-def share_window(component: str, window: Window, joules: float, idle_joules: float) -> WindowShares | str:
+def share_window(
+    component: str, window: Window, joules: float, idle_joules: float, ratio: float = DEFAULT_RATIO
+) -> WindowShares | str:
     """Share the energy of one component in one window, or return the reason why that is not possible.
 
     Args:
@@ -84,20 +86,21 @@ def share_window(component: str, window: Window, joules: float, idle_joules: flo
         window: The window.
         joules: Energy of the devices.
         idle_joules: Their idle power times the length of the window.
+        ratio: How much the watts per processor of two programs differ at most.
     """
     seconds = seconds_of(window)
     if seconds is None:
         return "the processor time of the network is not known"
     active_joules = joules - idle_joules
     if component in BY_TIME:
-        parts = share_by_time(seconds, active_joules)
+        parts = share_by_time(seconds, active_joules, ratio)
     elif component not in ONE_USER:
         return f"nothing shows who uses the component {component}"
     elif seconds["concurrent"] > 0:
         return f"several networks ran at the same time, and nothing shows their shares of the {component.upper()}"
     else:
         parts = to_one_user(active_joules, seconds)
-    return WindowShares(window=window.index, joules=joules, idle_joules=idle_joules, parts=parts)
+    return WindowShares(window=window.index, joules=joules, idle_joules=idle_joules, ratio=ratio, parts=parts)
 
 
 def joined(shares: Iterable[WindowShares]) -> WindowShares:
@@ -108,6 +111,7 @@ def joined(shares: Iterable[WindowShares]) -> WindowShares:
         window=shares[0].window,
         joules=sum(one.joules for one in shares),
         idle_joules=sum(one.idle_joules for one in shares),
+        ratio=max(one.ratio for one in shares),
         parts={
             name: Part(
                 joules=sum(one.parts[name].joules for one in shares),

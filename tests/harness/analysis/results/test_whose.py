@@ -187,6 +187,31 @@ def test_attributed_energy_is_the_network_s_part_of_net() -> None:
         assert whole.joules == pytest.approx(sum(one.joules for one in parts), rel=1e-12)
 
 
+def test_the_bound_is_that_of_a_machine_whose_workloads_were_compared() -> None:
+    """The ratio of memory is that of its component: it was not measured."""
+
+    def compared(world: World) -> None:
+        assert world.record is not None
+        header = world.record.header
+        exporters = tuple(dataclasses.replace(one, workload_ratios={"cpu": 1.2}) for one in header.exporters)
+        world.record = dataclasses.replace(world.record, header=dataclasses.replace(header, exporters=exporters))
+
+    (cpu,), (narrow,) = (run(used(), (CPU,), change).groups for change in (lambda _: None, compared))
+    assert {one.ratio for one in cpu.total.shares} == {2.0} and {one.ratio for one in narrow.total.shares} == {1.2}
+    for wide, own in zip(cpu.total.shares, narrow.total.shares, strict=True):
+        low, high = share_bounds(0.6, 1.2)
+        part = own.parts["own"]
+        # The rounding of the kernel is in the bound, too.
+        assert (part.low_joules, part.high_joules) == pytest.approx(
+            (low * own.active_joules, high * own.active_joules), rel=0.02
+        )
+        assert wide.parts["own"].low_joules < part.low_joules < part.high_joules < wide.parts["own"].high_joules
+    result = run(used(), (CPU, DRAM), compared)
+    assert "programs differ by a factor of 2 in watts per processor" in " ".join(to_text.render_table(result).split())
+    by_component = {one.name: {each.ratio for each in one.shares} for one in result.groups[0].components}
+    assert by_component == {"cpu": {1.2}, "memory": {2.0}}
+
+
 def test_a_network_that_has_the_machine_for_itself_has_its_net_energy() -> None:
     result = run(used(1e9, 0.0, 0.0, 0.0))
     total = result.groups[0].total
