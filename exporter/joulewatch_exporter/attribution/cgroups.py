@@ -175,23 +175,26 @@ class CgroupsSource:
         return self._scan(_children_first(nodes), self._read_once)
 
     def reserved(self) -> dict[str, float]:
-        """Return the share of the processors that each living cgroup has by its weight; empty in a container."""
+        """Return the share of the processors that each living cgroup has by its weight.
+
+        Empty in a container, and where no cgroup has a weight: the controller of processors is not used.
+        """
         if not self._hierarchy.is_whole:
             return {}
         version = self._hierarchy.version
         file, default = WEIGHT_FILES[version], DEFAULT_WEIGHTS[version]
 
-        def weight(key: str) -> float:
+        weights: dict[str, float] = {}
+        for key in self._tree.nodes:
             try:
                 descriptor = os.open(f"{self._prefix}{key}/{file}", _FLAGS)
                 try:
-                    return float(os.pread(descriptor, _BYTES, 0))
+                    weights[key] = float(os.pread(descriptor, _BYTES, 0))
                 finally:
                     os.close(descriptor)
             except (OSError, ValueError):
-                return default
-
-        return reserved_shares(self._tree.nodes, weight)
+                continue
+        return reserved_shares(self._tree.nodes, lambda key: weights.get(key, default)) if weights else {}
 
     def workload(self, key: str) -> Workload:
         """Return the names of a cgroup, or digests of them."""
