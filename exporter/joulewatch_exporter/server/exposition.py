@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, get_args
 
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.attribution.model import Workload
@@ -27,12 +27,10 @@ from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
-from joulewatch_exporter.server.process_metrics import ProcessMetrics
+from joulewatch_exporter.server.process_metrics import Format, ProcessMetrics
 from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 
 logger = logging.getLogger(__name__)
-
-Format = Literal["text", "openmetrics"]
 
 CONTENT_TYPES: Final[dict[Format, str]] = {
     "text": "text/plain; version=0.0.4; charset=utf-8",
@@ -77,7 +75,6 @@ def series(metric: Metric, values: Iterable[str]) -> str:
     return f"{metric.name}{{{labels}}} " if labels else f"{metric.name} "
 
 
-@lru_cache(maxsize=256)
 def _head(metric: Metric, format_: Format) -> bytes:
     text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
     name = metric.name
@@ -86,6 +83,10 @@ def _head(metric: Metric, format_: Format) -> bytes:
         name = name.removesuffix("_total") if metric.kind == "counter" else name
     return f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n".encode()
 
+
+_HEADS: Final[dict[Format, dict[str, bytes]]] = {
+    format_: {metric.name: _head(metric, format_) for metric in catalog.METRICS} for format_ in get_args(Format)
+}
 
 _QuantityLabels = tuple[str, str, str, str]
 _Row = tuple[SensorInfo, Health, Reads, _QuantityLabels]
@@ -126,6 +127,7 @@ class _Prefixes:
     """One for each scope that the family has."""
     power: tuple[tuple[Metric, _Lines], ...]
     read_at: _Lines
+    duration: str
     up: tuple[str, ...]
     state: tuple[str, ...]
     """Up to the value of the label ``state``."""
@@ -245,16 +247,17 @@ class Exposition:
         families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
         if shares is not None:
             families.append(self._share_blocks(shares))
-        parts: list[bytes] = []
-        for metric in _SENSOR_METRICS:
-            blocks = [block for family in families if (block := family.get(metric.name))]
-            if blocks:
-                parts.append(_head(metric, format_))
-                parts += blocks
+        heads = _HEADS[format_]
+        by_metric: dict[str, list[bytes]] = {}
+        for blocks in families:
+            for name, block in blocks.items():
+                if block:
+                    by_metric.setdefault(name, [heads[name]]).append(block)
+        parts = [part for name in _SENSOR_METRICS if name in by_metric for part in by_metric[name]]
         for metric, line in self._fixed:
-            parts += (_head(metric, format_), line)
+            parts += (heads[metric.name], line)
         if refused := self._refused():
-            parts.append(_head(catalog.EXPORTER_REFUSED, format_))
+            parts.append(heads[catalog.EXPORTER_REFUSED.name])
             parts += [f"{_of_limit(limit)}{float(count)!r}\n".encode() for limit, count in refused.items()]
         if self._process is not None:
             # Last, so that the process metrics include the cost of this scrape.
@@ -345,8 +348,7 @@ class Exposition:
                 ]
             ).encode()
         if scan.duration_s is not None:
-            name = series(catalog.READ_DURATION, (scan.collector,))
-            blocks[catalog.READ_DURATION.name] = f"{name}{scan.duration_s!r}\n".encode()
+            blocks[catalog.READ_DURATION.name] = f"{prefixes.duration}{scan.duration_s!r}\n".encode()
         return blocks
 
     def _slow_blocks(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, bytes]:
@@ -428,6 +430,7 @@ def _prefixes(collector: str, layout: Layout) -> _Prefixes:
         energy=by_scope(catalog.ENERGY_BY_SCOPE),
         power=by_scope(catalog.POWER_BY_SCOPE),
         read_at=_Lines.of(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
+        duration=series(catalog.READ_DURATION, (collector,)),
         up=tuple(series(catalog.SENSOR_UP, (collector, device)) for device in layout.devices),
         state=tuple(
             series(catalog.SENSOR_STATE, (collector, device, "")).removesuffix('"} ') for device in layout.devices
@@ -516,7 +519,7 @@ def _health_blocks(rows: Sequence[_Row]) -> dict[str, bytes]:
 
 
 _SENSOR_METRICS: Final = tuple(
-    metric
+    metric.name
     for metric in catalog.METRICS
     if metric.publisher == "exporter"
     and metric not in (catalog.WORKLOAD_RATIO, catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
