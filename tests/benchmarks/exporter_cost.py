@@ -68,10 +68,10 @@ def processor_ms(pid: int) -> float:
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e6  # clock_getcpuclockid(3), which Python does not have
 
 
-def with_bytecode(folder: Path) -> dict[str, str]:
+def with_bytecode(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return an environment in which Python keeps bytecode: compiling each module at the start would cost memory."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**environment, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    kept = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
 
 
 def warm_up(servers: Mapping[str, Server]) -> None:
