@@ -71,6 +71,13 @@ HEALTHY: tuple[Series, ...] = (
     ("ipmi", "bmc0", "total"),
     ("redfish", "chassis0", "total"),
 )
+HOT_PLUGGED: Final = (
+    ("rapl", "socket1"),
+    ("nvml", "GPU-50a00000-0000-4000-8000-000000000001"),
+    ("fpga", "0000:86:00"),
+    ("hwmon", "i2c-3-3-0041"),
+)
+"""The local devices that disappear, each several times in a minute."""
 GARBLED: Final = "bmc2"
 """Its datagrams are garbled on the way."""
 
@@ -428,7 +435,7 @@ def report(text: str) -> None:
     sys.stderr.flush()
 
 
-def soak(attack_s: float, quiet_s: float = QUIET_S) -> Soaked:
+def soak(attack_s: float, quiet_s: float = QUIET_S, settle_s: float = SETTLE_S) -> Soaked:
     """Run the scenario; the clients attack for ``attack_s``, and not in ``quiet_s`` before and after."""
     soaked = Soaked()
     folder = Path(tempfile.mkdtemp(prefix="joulewatch-soak-"))
@@ -442,6 +449,8 @@ def soak(attack_s: float, quiet_s: float = QUIET_S) -> Soaked:
             exporter = GuardedServer(folder / "exporter", *flags, f"--web.config.file={web_settings(folder)}")
             exporter.start()
             try:
+                wait_for_answer(exporter.address)
+                time.sleep(settle_s)
                 _attack(soaked, exporter, machine, devices_pid, attack_s, quiet_s)
             finally:
                 exporter.stop()
@@ -461,8 +470,6 @@ def _attack(
 ) -> None:
     assert exporter.process is not None
     assert machine.process is not None
-    wait_for_answer(exporter.address)
-    time.sleep(SETTLE_S)
     phases = Phases(exporter, soaked)
     soaked.before = [values for _, values in phases.run(quiet_s)]
     with soak_attacks.in_process(soak_attacks.attack_server, exporter.address) as (pipe, clients_pid):
