@@ -34,6 +34,8 @@ DEFAULT_RATE_HZ: Final = 10.0
 NS: Final = 1_000_000_000
 _FIRST_NS: Final = -(2**63)
 _LAST_NS: Final = 2**63 - 1
+_DAMAGES: Final = (sqlite3.Error, UnicodeDecodeError)
+"""Errors of a damaged file. SQLite quotes a damaged schema in its error; Python fails if that is not UTF-8."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -316,7 +318,7 @@ class Recording:
                 # An interrupted recording in a read-only folder: its write-ahead log must be read too.
                 connection.close()
                 copy, connection = _open_copy(file)
-        except (sqlite3.Error, OSError) as error:
+        except (*_DAMAGES, OSError) as error:
             if connection is not None:
                 connection.close()
             raise RecordError(f"{file}: is not a recording: {error}") from error
@@ -332,7 +334,7 @@ class Recording:
         try:
             application = self._connection.execute("PRAGMA application_id").fetchone()[0]
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.Error as error:
+        except _DAMAGES as error:
             raise RecordError(f"{self.path}: is not a recording: {error}") from error
         if application != APPLICATION_ID:
             raise RecordError(f"{self.path}: is not a recording of joulewatch")
@@ -513,7 +515,7 @@ class Recording:
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._connection.execute(statement, values)
-        except sqlite3.Error as error:
+        except _DAMAGES as error:
             raise RecordError(f"{self.path}: cannot be read: {error}") from error
 
 
