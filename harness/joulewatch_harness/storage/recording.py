@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from joulewatch_harness.clients.exporter import ExporterClient, Scrape, parse_key
-from joulewatch_harness.errors import ConfigError, RecordError, StorageError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError, one_line
 from joulewatch_harness.records import Line, RunHeader, RunRecord, decode_line, dump_line
 from joulewatch_harness.storage.journal import run_from_lines
 
@@ -321,7 +321,7 @@ class Recording:
         except (*_DAMAGES, OSError) as error:
             if connection is not None:
                 connection.close()
-            raise RecordError(f"{file}: is not a recording: {error}") from error
+            raise RecordError(f"{file}: is not a recording: {one_line(str(error))}") from error
         recording = cls(file, connection, copy)
         try:
             recording._check()
@@ -335,7 +335,7 @@ class Recording:
             application = self._connection.execute("PRAGMA application_id").fetchone()[0]
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         except _DAMAGES as error:
-            raise RecordError(f"{self.path}: is not a recording: {error}") from error
+            raise RecordError(f"{self.path}: is not a recording: {one_line(str(error))}") from error
         if application != APPLICATION_ID:
             raise RecordError(f"{self.path}: is not a recording of joulewatch")
         if version > RECORDING_VERSION:
@@ -516,7 +516,7 @@ class Recording:
         try:
             yield from self._connection.execute(statement, values)
         except _DAMAGES as error:
-            raise RecordError(f"{self.path}: cannot be read: {error}") from error
+            raise RecordError(f"{self.path}: cannot be read: {one_line(str(error))}") from error
 
 
 def _connect(file: Path, mode: str) -> sqlite3.Connection:
