@@ -32,12 +32,14 @@ def attributed_lines(result: RunResult) -> list[str]:
     """Return what attributed energy is, or why there is none."""
     lines = []
     if has_attributed(result):
-        ratios = sorted({one.ratio for group in result.groups for one in group.total.shares})
-        factors = " or ".join(f"{ratio:g}" for ratio in ratios)
+        ratios = sorted({one.ratio for group in result.groups for one in group.total.shares} - {1.0})
+        bound = ""
+        if ratios:
+            factors = " or ".join(f"{ratio:g}" for ratio in ratios)
+            bound = f"; ± contains the error if programs differ by a factor of {factors} in watts per processor"
         lines.append(
             "attributed: the part of net that the network's processes used, shared by processor time (a GPU or FPGA: "
-            f"all of it); ± contains the error if programs differ by a factor of {factors} in watts per "
-            "processor."
+            f"all of it){bound}."
         )
     reasons = sorted({group.total.attributed_missing for group in result.groups if group.total.attributed_missing})
     return [*lines, *(f"attributed: no number, because {reason}." for reason in reasons)]

@@ -130,7 +130,7 @@ class WindowShares:
     idle_joules: float
     """Idle power times the length of the window."""
     ratio: float
-    """The bounds hold if the watts per processor of two programs differ by this factor at most."""
+    """The bounds hold if the watts per processor of two programs differ by this factor at most; 1: one user."""
     parts: Mapping[Consumer, Part]
 
     @property

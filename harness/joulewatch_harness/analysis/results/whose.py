@@ -99,7 +99,7 @@ def share_window(
     elif seconds["concurrent"] > 0:
         return f"several networks ran at the same time, and nothing shows their shares of the {component.upper()}"
     else:
-        parts = to_one_user(active_joules, seconds)
+        parts, ratio = to_one_user(active_joules, seconds), 1.0
     return WindowShares(window=window.index, joules=joules, idle_joules=idle_joules, ratio=ratio, parts=parts)
 
 

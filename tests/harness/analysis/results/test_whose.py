@@ -208,6 +208,11 @@ def test_the_bound_is_that_of_a_machine_whose_workloads_were_compared() -> None:
         assert wide.parts["own"].low_joules < part.low_joules < part.high_joules < wide.parts["own"].high_joules
     result = run(used(), (CPU, DRAM), compared)
     assert "programs differ by a factor of 2 in watts per processor" in " ".join(to_text.render_table(result).split())
+    with_gpu = run(used(), (CPU, GPU), compared)
+    assert "programs differ by a factor of 1.2 in watts per processor" in " ".join(
+        to_text.render_table(with_gpu).split()
+    )
+    assert "programs differ" not in to_text.render_table(run(used(), (GPU,), compared))
     by_component = {one.name: {each.ratio for each in one.shares} for one in result.groups[0].components}
     assert by_component == {"cpu": {1.2}, "memory": {2.0}}
 
