@@ -8,12 +8,13 @@ import enum
 import hashlib
 import logging
 import math
+import os
 import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,9 @@ MOST_WAITING_OF_ADDRESS: Final = 2
 """Of these, from one address: guessers must leave room for a scraper whose password has not been checked yet."""
 GUESSER_S: Final = 2.0
 """For this time after a wrong password, new connections of the address have to wait."""
+CHECK_NICENESS: Final = 10
+"""Added to the niceness of a thread while it checks a password, so that scrapes go first. With 19, the first scrape on
+a busy node might wait for seconds."""
 _CACHED: Final = 256
 _GUESSERS: Final = 1024
 _VERIFICATION: Final = ("RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "RequestClientCert", "NoClientCert")
@@ -213,7 +217,7 @@ class Access:
         """Check an ``Authorization`` header.
 
         An accepted password is found in the cache without waiting. For any other, bcrypt takes 50 ms or more on
-        purpose, so one is checked at a time, and only a few wait.
+        purpose, so one is checked at a time, at a low priority, and only a few wait.
 
         Args:
             authorization: Value of the header.
@@ -238,7 +242,7 @@ class Access:
                 self._note_guess(address)
                 return Verdict.BUSY
             with self._bcrypt_lock:
-                matches = self._matches(key, password, expected)
+                matches = _at_low_priority(lambda: self._matches(key, password, expected))
         if matches:
             return Verdict.ALLOWED
         self._note_guess(address)
@@ -293,6 +297,21 @@ class Access:
     def allows(self, authorization: str | None) -> bool:
         """Return whether an ``Authorization`` header holds a user and the user's password."""
         return self.check(authorization) is Verdict.ALLOWED
+
+
+def _at_low_priority(check: Callable[[], bool]) -> bool:
+    """Return the result of a check on a thread of its own: only root could raise the priority of this one again."""
+    results: list[bool] = []
+
+    def run() -> None:
+        with suppress(OSError):  # the unit of systemd forbids it
+            os.nice(CHECK_NICENESS)  # on Linux, of the calling thread only
+        results.append(check())
+
+    thread = threading.Thread(target=run, name="password", daemon=True)
+    thread.start()
+    thread.join()
+    return results == [True]
 
 
 def _lost(before: WebConfig, after: WebConfig) -> list[str]:

@@ -13,7 +13,14 @@ import pytest
 from joulewatch_exporter.config.web import RateLimit
 from joulewatch_exporter.server import access as access_module
 from joulewatch_exporter.server import tls as tls_module
-from joulewatch_exporter.server.access import GUESSER_S, MOST_WAITING_OF_ADDRESS, Access, TokenBucket, Verdict
+from joulewatch_exporter.server.access import (
+    CHECK_NICENESS,
+    GUESSER_S,
+    MOST_WAITING_OF_ADDRESS,
+    Access,
+    TokenBucket,
+    Verdict,
+)
 from support.waiting import wait_until
 
 HASH = "$2b$10$" + "a" * 53
@@ -87,6 +94,23 @@ def test_the_queue_of_passwords_is_bounded_for_each_address(access: Access, bcry
         assert scraper.result(10) is Verdict.ALLOWED
         assert {guess.result(10) for guess in guesses} == {Verdict.WRONG}
     assert not access._waiting, "all places are free again"
+
+
+def test_passwords_are_checked_at_a_low_priority(
+    access: Access, bcrypt: FakeBcrypt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Niceness belongs to a thread on Linux: that of the connection must not change."""
+    seen: list[int] = []
+
+    def checkpw(password: bytes, stored: bytes) -> bool:
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+        return True
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert access.check(basic("open sesame")) is Verdict.ALLOWED
+    assert seen == [min(before + CHECK_NICENESS, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_new_connections_of_a_guesser_wait(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
