@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import ssl
 import threading
 import time
 from collections import Counter
@@ -17,13 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from joulewatch_exporter.config.web import RateLimit, WebConfig, is_open_on_purpose, load_web_config, read_web_file
 from joulewatch_exporter.errors import ConfigError
-
-if TYPE_CHECKING:
-    import ssl
+from joulewatch_exporter.server.tls import server_context
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +133,7 @@ class Access:
     @staticmethod
     def _parse(path: Path, data: bytes) -> _Settings:
         web = load_web_config(path, data)
-        tls = None
-        if web.tls_server_config is not None:
-            from joulewatch_exporter.server.tls import server_context  # imports ssl
-
-            tls = server_context(web.tls_server_config, path)
+        tls = None if web.tls_server_config is None else server_context(web.tls_server_config, path)
         if web.basic_auth_users:
             _bcrypt(path)
         return _Settings(web, tls)

@@ -6,6 +6,7 @@ import email.utils
 import io
 import logging
 import socket
+import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -206,7 +207,7 @@ class Connection:
         self._connection.settimeout(self._request_timeout_s)
         if head:
             self._connection.sendall(data)
-        elif type(self._connection) is not socket.socket:  # TLS, which has no sendmsg
+        elif isinstance(self._connection, ssl.SSLSocket):
             self._connection.sendall(data + response.body)
         else:
             # One write, without copying a body of a megabyte to append it to the headers.

@@ -3,8 +3,8 @@
 Why not prometheus_client for everything: it sorts, escapes and formats the labels of every sample in every scrape
 (63 ms per 10,000 series), while on a node only three values per sensor change between scrapes. So the samples of
 sensors are rendered here: the text before a value is escaped once and cached until sensors come or go, and blocks in
-which nothing has changed are cached as they are. A test renders the same scans with prometheus_client and compares the
-results. Importing it would cost 3 MiB, because it has a server, a client and TLS.
+which nothing has changed are cached as they are. prometheus_client only chooses the format. A test renders the same
+scans with prometheus_client and compares the results.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, get_args
+
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
 
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.attribution.model import Workload
@@ -32,31 +34,18 @@ from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 
 logger = logging.getLogger(__name__)
 
-CONTENT_TYPES: Final[dict[Format, str]] = {
-    "text": "text/plain; version=0.0.4; charset=utf-8",
-    "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
-}
+CONTENT_TYPES: Final[dict[Format, str]] = {"text": CONTENT_TYPE_PLAIN_0_0_4, "openmetrics": CONTENT_TYPE_OPENMETRICS}
 
 _EOF: Final = b"# EOF\n"
-_VERSION: Final = re.compile(r"(\d{1,9})\.\d+\.\d+")
 
 
 def choose_format(accept: str | None) -> Format:
-    """Return the format that an ``Accept`` header requests, as prometheus_client chooses it; text by default."""
-    for entry in (accept or "").split(","):
-        kind, *parameters = [text.strip() for text in entry.split(";")]
-        version = next((text.removeprefix("version=") for text in parameters if text.startswith("version=")), "")
-        if kind == "application/openmetrics-text" and (not version or _is_new(version)):
-            return "openmetrics"
-        if kind == "text/plain" and _is_new(version):
-            return "text"
-    return "text"
-
-
-def _is_new(version: str) -> bool:
-    """Return whether a version of a format is 1.0.0 or later."""
-    match = _VERSION.fullmatch(version)
-    return match is not None and int(match[1]) >= 1
+    """Return the format that an ``Accept`` header requests; text by default."""
+    try:
+        _, content_type = choose_encoder(accept or "")
+    except (TypeError, ValueError):  # prometheus_client cannot parse some versions, such as version=x
+        return "text"
+    return "openmetrics" if content_type.startswith("application/openmetrics-text") else "text"
 
 
 def escape_label(value: str) -> str:

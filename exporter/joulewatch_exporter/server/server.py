@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -22,7 +23,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.config.config import parse_address
@@ -34,9 +35,6 @@ from joulewatch_exporter.server.connection import Connection, Response, accepts_
 from joulewatch_exporter.server.connections import MAX_CONNECTIONS, Connections, Peer
 from joulewatch_exporter.server.edge_socket import HEADER
 from joulewatch_exporter.server.sharing import NoSlotError, SharedScrapes
-
-if TYPE_CHECKING:
-    import ssl  # imported only if TLS is configured, to save memory
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +223,7 @@ class WebServer:
                 keep_alive_s=self._keep_alive_s,
                 extra_headers=self._access.web.http_server_config.headers,
             ).serve()
-        except OSError as error:  # also the errors of TLS
+        except (OSError, ssl.SSLError) as error:
             logger.debug("connection ended: %s", error)
         except Exception:
             logger.exception("a request failed")

@@ -12,7 +12,6 @@ import pytest
 
 from joulewatch_exporter.config.web import RateLimit
 from joulewatch_exporter.server import access as access_module
-from joulewatch_exporter.server import tls as tls_module
 from joulewatch_exporter.server.access import (
     CHECK_NICENESS,
     GUESSER_S,
@@ -154,7 +153,7 @@ def test_a_file_that_loses_protection_is_refused(
     after: str,
     lost: str,
 ) -> None:
-    monkeypatch.setattr(tls_module, "server_context", lambda tls, path: object())
+    monkeypatch.setattr(access_module, "server_context", lambda tls, path: object())
     path = web_file(tmp_path, before)
     access = Access(path)
     settings = access.web

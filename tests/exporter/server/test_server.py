@@ -10,7 +10,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -506,19 +505,11 @@ def test_a_changed_file_is_reloaded_and_an_invalid_one_is_ignored(
 
 
 def test_without_bcrypt_the_error_names_the_fix(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
     monkeypatch.setitem(sys.modules, "bcrypt", None)
     with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[web\]'"):
         Access(users)
-
-
-def test_a_server_without_tls_imports_neither_ssl_nor_prometheus_client() -> None:
-    """They cost 3 MiB on each node."""
-    code = (
-        "import sys; import joulewatch_exporter.server.server, joulewatch_exporter.server.exposition; "
-        "print({'ssl', 'prometheus_client', 'http.client'} & set(sys.modules) or '')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
 
 
 def test_headers_of_the_web_configuration(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
