@@ -85,7 +85,7 @@ class SlurmCluster:
         wait_until(lambda: self._succeeds(*sql, "--execute=SELECT 1"), "MariaDB answers", limit_s=60)
         self.run(*sql, f"--execute={';'.join(statements)}")
         self._serve("slurmdbd", "-D")
-        wait_until(lambda: self._succeeds("sacctmgr", "-n", "show", "cluster"), "slurmdbd answers", limit_s=60)
+        wait_until(lambda: self._succeeds("sacctmgr", "-n", "show", "cluster"), "slurmdbd answers", limit_s=120)
         self._succeeds("sacctmgr", "-i", "add", "cluster", "test")
         self._serve("slurmctld", "-D", "-i")
         self._serve("slurmd", "-D")
