@@ -25,14 +25,15 @@ _RESERVED: Final[list[socket.socket]] = []
 
 
 def free_port() -> int:
-    """Return a TCP port of loopback that stays reserved for the caller, also while its server is down.
+    """Return a TCP port that stays reserved for the caller, also while its server is down.
 
     A socket that is bound but does not listen keeps the kernel from giving the port to anybody who does not ask for
-    it. A server with SO_REUSEADDR can listen on it, and without a server, connections are refused.
+    it. A server with SO_REUSEADDR can listen on it, and without a server, connections are refused. The port is free on
+    all addresses, because some servers (Slurm's) cannot be bound to loopback.
     """
     reservation = socket.socket()
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.bind(("127.0.0.1", 0))
+    reservation.bind(("", 0))
     _RESERVED.append(reservation)
     return int(reservation.getsockname()[1])
 
