@@ -138,19 +138,35 @@ class _Counter:
         self._seconds = 0.0  # what it used before the start does not count
 
     def seconds(self) -> float:
-        """Return the seconds since the start; those of a removed cgroup stay."""
+        """Return the seconds since the start; those of a removed cgroup stay.
+
+        Raises:
+            ConfigError: The file must not be read, or is not one of a cgroup.
+        """
         for _ in range(2):
             if self._descriptor < 0:
                 try:
                     self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                except PermissionError as error:
+                    # Counted as 0, the truth would be wrong.
+                    raise ConfigError(
+                        f"workload_load: {self._path}: {error.strerror}: run the emulator as a user that may read it"
+                    ) from error
                 except OSError:
                     break  # it does not exist
                 self._last = 0.0
             try:
-                now = _parse(os.pread(self._descriptor, _BYTES, 0))
+                data = os.pread(self._descriptor, _BYTES, 0)
             except OSError:
                 self.close()  # it was removed; there may be another one of the same name
                 continue
+            try:
+                now = _parse(data)
+            except (ValueError, KeyError) as error:
+                raise ConfigError(
+                    f"workload_load: {self._path}: is not a processor time of the kernel: {data[:40]!r}; set cgroup to "
+                    "the folder of a cgroup"
+                ) from error
             self._seconds += max(now - self._last, 0.0)
             self._last = now
             break
@@ -182,6 +198,9 @@ class WorkloadMeter:
         Args:
             top: The cgroup that counts as the whole machine.
             paths: Cgroups below it, which may come and go.
+
+        Raises:
+            ConfigError: A file of a cgroup cannot be read.
         """
         below = sorted((path for path in paths if path != TOP), key=lambda path: (-path.count("/"), path))
         # Children before their parents, so that a child never shows more than its parent.
@@ -229,7 +248,10 @@ def find_top(loads: Iterable[WorkloadLoad]) -> Hierarchy:
     for version in versions:
         if Path(cgroup, USAGE_FILES[version]).is_file():
             return Hierarchy(version=version, root=str(Path(cgroup).absolute()))
-    raise ConfigError(f"workload_load: {cgroup}: is not a cgroup with {' or '.join(USAGE_FILES.values())}")
+    raise ConfigError(
+        f"workload_load: cgroup: {cgroup}: is not a cgroup with {' or '.join(USAGE_FILES.values())}; give the "
+        "folder of one, or '' for all cgroups of this machine"
+    )
 
 
 def link_top(sysfs: Path, top: Hierarchy) -> None:

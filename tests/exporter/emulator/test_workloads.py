@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,13 +171,40 @@ def test_proc_stat_shows_the_time_of_the_workloads(tmp_path: Path) -> None:
 
 
 def test_the_cgroup_must_be_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: is not a cgroup with cpuacct\.usage or cpu\.stat"):
+    with pytest.raises(ConfigError, match=r"cgroup: /nowhere: is not a cgroup with cpuacct\.usage or cpu\.stat; give"):
         find_top([signal("/nowhere")])
     with pytest.raises(ConfigError, match="must have the same cgroup"):
         find_top([signal("/a"), signal("/b")])
     (tmp_path / "mine.yaml").write_text(json.dumps(document(cgroup="/nowhere")))
     with pytest.raises(ConfigError, match="nowhere: is not a cgroup"):
         run(str(tmp_path / "mine.yaml"), tmp_path / "machine", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("version", "file", "text"),
+    [("v1", "cpuacct.usage", ""), ("v1", "cpuacct.usage", "x"), ("v2", "cpu.stat", "nr_periods 0\n")]
+    + [("v2", "cpu.stat", text) for text in ("usage_usec x\n", "usage_usec 1\nuser_usec 1\n", "usage_usec\n")],
+)
+def test_a_file_of_something_else_is_one_error(tmp_path: Path, version: Version, file: str, text: str) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ConfigError, match=f"{file}: is not a processor time of the kernel: .*; set cgroup to"):
+        WorkloadMeter(Hierarchy(version=version, root=str(tmp_path)), [TOP])
+
+
+def test_a_cgroup_that_must_not_be_read_does_not_count_as_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.service").mkdir()
+    for folder in (tmp_path, tmp_path / "a.service"):
+        (folder / "cpuacct.usage").write_text("0\n")
+    real_open = os.open
+
+    def denied(path: Path, flags: int) -> int:
+        if path.parent.name == "a.service":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_open(path, flags)
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(ConfigError, match=r"a\.service/cpuacct\.usage: Permission denied: run the emulator as a user"):
+        WorkloadMeter(Hierarchy(version="v1", root=str(tmp_path)), ["a.service", TOP])
 
 
 @pytest.mark.parametrize(("version", "file"), [("v1", "cpuacct.usage"), ("v2", "cpu.stat")])
