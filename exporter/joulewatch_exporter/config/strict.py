@@ -9,6 +9,7 @@ to depend on two packages only.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import types
 import typing
@@ -155,6 +156,8 @@ def _below(where: str, key: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, datetime.date):
+        return f"{value} without quotes"  # YAML has made a date of it
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

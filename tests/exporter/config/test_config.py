@@ -109,6 +109,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("collectors: {rapl: {poll_seconds: 0}}", "collectors.rapl.poll_seconds: 0 is not between 0.01 and 3600"),
         ("collectors: {rapl: {level: true}}", "collectors.rapl.level: must be a whole number, not True"),
         ("collectors: {rapl: {words: [1]}}", "collectors.rapl.words[0]: must be a string, not 1"),
+        ("exporter: {nodename: 2026-11-29}", "must be a string or null, not 2026-11-29 without quotes"),
         ("collectors: {rapl: 3}", "collectors.rapl: must be a mapping of keys to values, not 3"),
         ("exporter: {max_requests: -1}", "exporter.max_requests: -1 is below 0"),
         ("exporter: {max_requests: 1.5}", "exporter.max_requests: must be a whole number, not 1.5"),
