@@ -457,6 +457,22 @@ def _machine_notes(a: Side, b: Side) -> Iterator[str]:
         value_a, value_b = (_of_machine(provenance, key) for provenance in (provenance_a, provenance_b))
         if value_a != value_b:
             yield f"different {key}: A {value_a or 'unknown'}, B {value_b or 'unknown'}"
+    limits_a, limits_b = _gpu_limits(provenance_a), _gpu_limits(provenance_b)
+    # The GPUs of another machine have other names.
+    is_same = limits_a == limits_b if limits_a.keys() == limits_b.keys() else _watts(limits_a) == _watts(limits_b)
+    if limits_a and limits_b and not is_same:
+        yield f"different power limits of the GPUs: A {_watts(limits_a)}, B {_watts(limits_b)}"
+
+
+def _gpu_limits(provenance: Mapping[str, Any]) -> dict[str, float]:
+    """Return GPU -> its power limit in watts; those that are not known are missing."""
+    gpus = provenance.get("gpus")
+    known = sorted(gpus.items()) if isinstance(gpus, Mapping) else ()
+    return {name: float(settings["limit_watts"]) for name, settings in known if "limit_watts" in settings}
+
+
+def _watts(limits: Mapping[str, float]) -> str:
+    return f"{listed([f'{watts:g}' for watts in limits.values()])} W"
 
 
 def _of_machine(provenance: Mapping[str, Any], key: str) -> Any:

@@ -320,6 +320,31 @@ def test_other_differences_are_noted(base: dict[str, Any]) -> None:
         assert text in notes
 
 
+@pytest.mark.parametrize(
+    ("limits_a", "limits_b", "note"),
+    [
+        ({"GPU-0": 300.0, "GPU-1": 400.0}, {"GPU-0": 400.0, "GPU-1": 300.0}, "A 300, 400 W, B 400, 300 W"),
+        ({"GPU-0": 300.0}, {"GPU-7": 250.5}, "A 300 W, B 250.5 W"),
+        ({"GPU-0": 300.0}, {"GPU-0": 300.0}, ""),
+        ({"GPU-0": 300.0}, {"GPU-7": 300.0}, ""),
+        ({"GPU-0": 300.0}, {"GPU-0": None}, ""),
+        ({"GPU-0": 300.0}, {}, ""),
+    ],
+)
+def test_different_power_limits_of_the_gpus_are_noted(
+    base: dict[str, Any], limits_a: dict[str, float | None], limits_b: dict[str, float | None], note: str
+) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    for run, limits in ((base, limits_a), (other, limits_b)):
+        run["run"]["provenance"]["gpus"] = {
+            name: {} if watts is None else {"limit_watts": watts, "default_limit_watts": 400.0}
+            for name, watts in limits.items()
+        }
+    notes = [one for one in compared(base, other).pairs[0].notes if "power limits" in one]
+    assert notes == ([f"different power limits of the GPUs: {note}"] if note else [])
+
+
 def test_the_table_shows_the_machine_whose_energy_was_measured(base: dict[str, Any]) -> None:
     remote, old = copy.deepcopy(base), copy.deepcopy(base)
     remote["run"] |= {"id": "20260922T141320Z-0a1b2c", "hardware": "node7 (AMD EPYC 9554)"}
