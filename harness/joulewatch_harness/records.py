@@ -16,10 +16,10 @@ import typing
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.binder import bind_record
+from joulewatch_harness.binder import Limits, bind_record
 from joulewatch_harness.errors import RecordError
 from joulewatch_harness.names import unknown
 
@@ -167,7 +167,7 @@ class ExporterRecord:
     emulated: bool = False
     started_at_s: float | None = None
     """Its start in Unix seconds on its own clock, which identifies it together with ``nodename``; None: unknown."""
-    workload_ratios: Mapping[str, float] = field(default_factory=dict)
+    workload_ratios: Mapping[str, Annotated[float, Limits(ge=1)]] = field(default_factory=dict)
     """Component -> how much the watts per processor of two programs differ on its machine, where that was measured."""
 
 

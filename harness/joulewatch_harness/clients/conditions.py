@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -56,17 +57,20 @@ def _parse(body: bytes) -> dict[str, DeviceConditions]:
     Raises:
         ValueError: It is not one of a known format.
     """
-    data = json.loads(body)
     try:
+        data = json.loads(body)
         if data["joulewatch_conditions"] != FORMAT:
             raise ValueError(f"conditions of format {data['joulewatch_conditions']!r} are not known")
         return {
             str(one["device"]): DeviceConditions(_numbers(one["counters"]), _numbers(one["settings"]))
             for one in data["devices"]
         }
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
         raise ValueError(f"not an answer with conditions: {error!r}") from error
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in values.items()}
+    numbers = {str(name): float(value) for name, value in values.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("not finite")  # a journal with such a number cannot be read
+    return numbers

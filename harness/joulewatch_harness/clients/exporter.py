@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import logging
+import math
 import os
 import re
 import socket
@@ -336,6 +337,8 @@ class ExporterClient:
             elif name == catalog.EXPORTER_START.name:
                 started_at_s = value
             elif name == catalog.WORKLOAD_RATIO.name:
+                if not 1 <= value < math.inf:
+                    raise ExporterUnreachableError(f"exporter {self.url}: {raw} is {value:g}, not a ratio from 1 on")
                 ratios[self._labels(raw).get("component", "")] = value
             elif name == catalog.SENSOR_INFO.name:
                 sensors.append(self._labels(raw))

@@ -76,8 +76,9 @@ def gpus_between(
             # A counter that falls has restarted with the exporter or the driver.
             if (rise := max((_rise(first, last, name) for name in names), default=0.0)) > 0:
                 yield condition_key(key, device), rise
-        if (seconds := _rise(first, last, "busy_seconds")) > 0:
-            yield condition_key("gpu_sm_mhz", device), _rise(first, last, "busy_mhz_seconds") / seconds
+        busy_s, mhz_s = (_rise(first, last, name) for name in ("busy_seconds", "busy_mhz_seconds"))
+        if busy_s > 0 and mhz_s > 0:
+            yield condition_key("gpu_sm_mhz", device), mhz_s / busy_s
         for key, name in _STATES.items():
             if value := max(first.settings.get(name, 0.0), last.settings.get(name, 0.0)):
                 yield condition_key(key, device), value

@@ -132,7 +132,9 @@ class OtherWorkloads:
         others: Counter[str] = Counter(device for device, _ in self._of_others(before.held | after.held))
         used_s: defaultdict[str, float] = defaultdict(float)
         for device, workload in self._of_others(after.gpus_s):
-            used_s[device] += after.gpus_s[device, workload] - before.gpus_s.get((device, workload), 0.0)
+            seconds, first_s = after.gpus_s[device, workload], before.gpus_s.get((device, workload), 0.0)
+            # A counter that fell has begun at 0 again, with its exporter.
+            used_s[device] += seconds - first_s if seconds >= first_s else seconds
         conditions: dict[str, float] = {}
         for device in others.keys() | {device for device, seconds in used_s.items() if seconds > 0}:
             conditions[condition_key("gpu_others", device)] = max(others[device], 1)

@@ -41,6 +41,10 @@ def test_the_answer_has_counters_and_settings() -> None:
         b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1"}]}',
         b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1","counters":{"x":"y"},"settings":{}}]}',
         b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1","counters":[],"settings":{}}]}',
+        b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1","counters":{"x":NaN},"settings":{}}]}',
+        b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1","counters":{},"settings":{"x":1e999}}]}',
+        b'{"joulewatch_conditions":1,"devices":[{"device":"GPU-1","counters":{"x":1%s},"settings":{}}]}' % (b"0" * 400),
+        b"[" * 100_000,
     ],
 )
 def test_without_an_answer_nothing_is_known_and_this_is_logged_once(

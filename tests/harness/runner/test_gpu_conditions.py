@@ -67,6 +67,7 @@ def test_the_mean_clock_counts_by_utilisation() -> None:
     end = changed({"busy_seconds": 12.0, "busy_mhz_seconds": 20000.0}, {})
     assert between(start, end) == {"gpu_sm_mhz/G": 1500.0}
     assert between(end, end) == {}
+    assert between(start, changed({"busy_seconds": 12.0, "busy_mhz_seconds": 17000.0}, {})) == {}
 
 
 def test_a_gpu_without_an_answer_at_one_edge_has_no_conditions() -> None:

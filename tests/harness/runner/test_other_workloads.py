@@ -115,6 +115,12 @@ def test_other_holders_of_a_gpu_and_their_use() -> None:
     assert use_of_gpus(["session-3.scope"], gpu(own, 1.0), gpu(own, 9.0)) == {}
 
 
+def test_the_use_of_a_gpu_is_not_negative_after_a_restart_of_the_exporter() -> None:
+    own = "joulewatch-9-1"
+    conditions = use_of_gpus(["session-3.scope"], [*gpu(own, 50.0), *gpu("a", 700.0)], [*gpu(own, 2.0), *gpu("a", 5.0)])
+    assert conditions["gpu_others_share/GPU-1"] == pytest.approx(0.05, rel=0.01)
+
+
 def test_use_of_gpus_is_not_known_where_names_are_hashed() -> None:
     """The exporter's unit always has its name."""
     hashed = [*gpu("3f9a", 1.0), *gpu("77cc", 1.0)]

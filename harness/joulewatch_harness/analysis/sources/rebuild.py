@@ -8,6 +8,7 @@ own series, identified by the label ``window``, and its end is a value.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -272,7 +273,7 @@ def _window(
         start_edge=edges["start"].at(at_ms),
         end_edge=edges["end"].at(at_ms),
         flags=tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
-        conditions={_condition(labels): amount for labels, amount in conditions},
+        conditions={_condition(labels): amount for labels, amount in conditions if math.isfinite(amount)},
         counts={labels.get("unit", ""): count for labels, count in units},
     )
 

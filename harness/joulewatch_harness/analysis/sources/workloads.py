@@ -18,7 +18,7 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries, traits_of
 from joulewatch_harness.analysis.sources.identity import Notice, Placed, identify
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, QueryError
 from joulewatch_harness.records import SensorRecord
 
 if TYPE_CHECKING:
@@ -224,12 +224,21 @@ def _use(parts: Sequence[Placed], edges_s: Sequence[tuple[float, float]]) -> Wor
         },
         traits=_traits(parts),
         ratios={
-            one.labels["component"]: float(one.raw.values[-1])
+            one.labels["component"]: _ratio(exporter.name, one)
             for one in parts
             if one.raw.name == catalog.WORKLOAD_RATIO.name
         },
         lost_s=grid.lost_s,
     )
+
+
+def _ratio(exporter: str, one: Placed) -> float:
+    ratio = float(one.raw.values[-1])
+    if not ratio >= 1:
+        raise QueryError(
+            f"{one.raw.name} of {exporter} ({one.labels['component']}) is {ratio:g}, not a ratio from 1 on"
+        )
+    return ratio
 
 
 def _traits(parts: Sequence[Placed]) -> dict[Device, Traits]:

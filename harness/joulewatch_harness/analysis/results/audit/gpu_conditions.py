@@ -121,7 +121,8 @@ def check_gpu_rounds(run: MeasuredRun) -> Iterator[Finding]:
                 smallest_share=least,
             )
         for device, clocks in _by_device(windows, "gpu_sm_mhz").items():
-            spread = (max(clocks) - min(clocks)) * len(clocks) / sum(clocks)
+            mean = sum(clocks) / len(clocks)
+            spread = (max(clocks) - min(clocks)) / mean if mean > 0 else 0.0
             if spread > LARGEST_SPREAD:
                 text = (
                     f"{name}: the mean clock of {device} differs by {100 * spread:.3g} % between the rounds, "

@@ -904,6 +904,7 @@ def test_a_condition_is_a_finding_above_its_limit(
         ("gpu_power_capped_s/GPU-1", (0.0, 0.6), "gpu_power_capped", "warning"),
         ("cpu_mhz", (3400.0, 3310.0), "frequency_drift", None),
         ("cpu_mhz", (3290.0, 3400.0), "frequency_drift", "warning"),
+        ("gpu_sm_mhz/GPU-1", (0.0, 0.0), "clocks_differ", None),
         ("gpu_sm_mhz/GPU-1", (1755.0, 1710.0), "clocks_differ", None),
         ("gpu_sm_mhz/GPU-1", (1755.0, 1700.0), "clocks_differ", "warning"),
     ],
