@@ -80,6 +80,8 @@ def _sum(powers: Sequence[PhasePowers]) -> _Fit:
 
 def _energies(fit: _Fit, times_s: Mapping[str, float], gross: Estimate) -> dict[str, Estimate]:
     """Return the joules per inference of the phases that are resolved; ``times_s`` are per inference."""
+    if gross.value <= 0:
+        return {}
     whole_s = math.fsum(times_s.values())
     power = gross.value / whole_s
     known_s = math.fsum(time_s for name, time_s in times_s.items() if name in fit.watts)
@@ -92,7 +94,7 @@ def _energies(fit: _Fit, times_s: Mapping[str, float], gross: Estimate) -> dict[
             continue
         joules = time_s * (fit.watts[name] + shift)
         standard = time_s * fit.standard_watts[name]
-        if NORMAL_95 * standard > LARGEST_DOUBT * joules:
+        if joules <= 0 or NORMAL_95 * standard > LARGEST_DOUBT * joules:
             continue
         lines = [
             _line("phase power", standard, dof, f"fit of the power to {fit.intervals} intervals between refreshes"),

@@ -104,3 +104,21 @@ def test_a_component_needs_the_powers_of_all_its_sensors() -> None:
 def test_without_a_phase_pass_there_are_no_energies() -> None:
     phases, rest = with_energies(shares(), [window(9, 0.0, kind="phase")], [result(2.0, "socket0")], RATE)
     assert (energies(phases), rest) == ({}, {})
+
+
+def test_phases_of_a_component_without_energy_have_none() -> None:
+    zero = PhasePowers(
+        exporter="a:1",
+        scope="device",
+        collector="rapl",
+        component="cpu",
+        device="socket0",
+        domain="package",
+        watts=dict.fromkeys(WATTS, 0.0),
+        standard_watts=dict.fromkeys(WATTS, 0.0),
+        intervals=500,
+    )
+    own = window(9, 0.0, kind="phase", phase_powers=(zero,))
+    phases, rest = with_energies(shares(), [own], [result(0.0, "socket0")], RATE)
+    assert energies(phases) == {}
+    assert rest["cpu"].value == 0.0
