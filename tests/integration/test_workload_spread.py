@@ -159,6 +159,8 @@ def test_a_power_that_does_not_change_is_refused(
         (("--workloads", "20260101T000000Z-000002"), "--workloads and RUN exclude each other"),
         (("--workloads", "--sensor=x"), "--workloads and --sensor exclude each other"),
         (("--workloads", "--accuracy=1%"), "--workloads and --accuracy exclude each other"),
+        (("--workloads", "--power=watts"), "--workloads and --power exclude each other"),
+        (("--workloads", "--time=when"), "--workloads and --time exclude each other"),
         ((), "give RUN and --reference LOG.csv, or --workloads"),
         (("RUN", "--reference=x.csv", "--exporter=http://127.0.0.1:1"), "--exporter needs --workloads"),
     ],

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     for flag, value in (
         ("RUN", args.run), ("--reference", args.reference), ("--reference-name", args.reference_name),
-        ("--sensor", args.sensor), ("--figure", args.figure), ("--accuracy", args.accuracy),
+        ("--sensor", args.sensor), ("--figure", args.figure), ("--accuracy", args.accuracy is not None),
+        ("--time", args.time != "time"), ("--power", args.power), ("--energy", args.energy), ("--unit", args.unit),
+        ("--timezone", args.timezone),
     ):  # fmt: skip
         if value:
             raise ConfigError(f"--workloads and {flag} exclude each other")
