@@ -468,7 +468,8 @@ def _gpu_limits(provenance: Mapping[str, Any]) -> dict[str, float]:
     """Return GPU -> its power limit in watts; those that are not known are missing."""
     gpus = provenance.get("gpus")
     known = sorted(gpus.items()) if isinstance(gpus, Mapping) else ()
-    return {name: float(settings["limit_watts"]) for name, settings in known if "limit_watts" in settings}
+    limits = {name: settings.get("limit_watts") for name, settings in known if isinstance(settings, Mapping)}
+    return {name: watts for name, watts in limits.items() if isinstance(watts, int | float)}
 
 
 def _watts(limits: Mapping[str, float]) -> str:

@@ -343,6 +343,9 @@ def test_different_power_limits_of_the_gpus_are_noted(
         }
     notes = [one for one in compared(base, other).pairs[0].notes if "power limits" in one]
     assert notes == ([f"different power limits of the GPUs: {note}"] if note else [])
+    for damaged in ([], {"GPU-0": 5}, {"GPU-0": {"limit_watts": "x"}}):
+        base["run"]["provenance"]["gpus"] = damaged
+        assert not any("power limits" in one for one in compared(base, other).pairs[0].notes)
 
 
 def test_the_table_shows_the_machine_whose_energy_was_measured(base: dict[str, Any]) -> None:
