@@ -30,6 +30,8 @@ _MOST_FALLS: Final = 0.1
 """A series that falls at more of its steps is a gauge."""
 _ZEROS: Final = 20
 """Zeros before the first sample of a counter, so that an edge has neighbours on both sides."""
+_MOST_STEPS: Final = 1_000_000
+"""Longest continuation of a series with a sample at every scrape."""
 _SAME_S: Final = 0.001
 
 
@@ -228,8 +230,8 @@ def rising(raw: RawSeries, target: _Target, start_s: float, end_s: float) -> Cou
     ended = last_s < end_s and (bool((later_s > last_s + _SAME_S).any()) or end_s - last_s > gap_s)
     if ended:
         count = int(np.ceil((end_s - last_s) / spacing_s)) + _ZEROS
-        after_s = np.asarray(last_s + spacing_s * np.arange(1, count + 1), dtype=np.float64)
-        parts.append((after_s, np.full(count, total[-1])))
+        after_s = last_s + spacing_s * (1 + _steps(count))
+        parts.append((after_s, np.full(after_s.shape, total[-1])))
         doubts.append(Doubt(last_s, more=rate * spacing_s))
     times_s = np.concatenate([part for part, _ in parts])
     order = np.argsort(times_s, kind="stable")
@@ -270,8 +272,15 @@ def _beginning(
         born_s = max(start_s, first_s - spacing_s)
         doubts = [Doubt(first_s, less=value)] if value else []
     count = max(int(np.ceil((born_s - start_s) / spacing_s)), 0) + _ZEROS
-    zeros_s = np.asarray(born_s - spacing_s * np.arange(count), dtype=np.float64)
-    return [(zeros_s, np.zeros(count))], doubts
+    zeros_s = born_s - spacing_s * _steps(count)
+    return [(zeros_s, np.zeros(zeros_s.shape))], doubts
+
+
+def _steps(count: int) -> Floats:
+    """Return 0 to ``count - 1``; of very many, as in a window of years, only those at the series and at the edge."""
+    if count <= _MOST_STEPS:
+        return np.arange(count, dtype=np.float64)
+    return np.concatenate((np.arange(_ZEROS), np.arange(count - 2 * _ZEROS, count))).astype(np.float64)
 
 
 def _idle_part(last_s: float, first_s: float, value: float, target: _Target, spacing_s: float) -> list[_Part]:

@@ -105,6 +105,17 @@ def test_a_target_may_begin_many_scrapes_after_the_start_of_the_window(read: Rea
     assert one.value == pytest.approx(5 + RATE * 10.25)
 
 
+@pytest.mark.parametrize(("before_s", "after_s"), [(1.7e9, 0.0), (0.0, 1.7e9), (2e6, 2e6)])
+def test_a_window_of_years_needs_little_memory(read: Read, before_s: float, after_s: float) -> None:
+    times_s = T0 + np.arange(40, 70)
+    span = Span(SPAN.start_s - before_s, SPAN.end_s + after_s)
+    source = read.source(raw(NAME, times_s, RATE * (times_s - T0 - 40)), up(39))
+    counters = read_counters(source, NAME, span.start_s, span.end_s, lambda: span.end_s + 1000)
+    source.close()
+    assert len(counters[0].series) < 200
+    assert increase(counters, span).value == pytest.approx(RATE * 29)
+
+
 def test_a_process_that_started_inside_the_window_counts_from_zero(read: Read) -> None:
     """Nothing was scraped before, but the process shows its start time."""
     times_s = T0 + np.arange(45, 160)
