@@ -338,7 +338,9 @@ class ExporterClient:
                 started_at_s = value
             elif name == catalog.WORKLOAD_RATIO.name:
                 if not 1 <= value < math.inf:
-                    raise ExporterUnreachableError(f"exporter {self.url}: {raw} is {value:g}, not a ratio from 1 on")
+                    raise ExporterUnreachableError(
+                        f"exporter {self.url}: {raw} is {value:g}, but must be at least 1: correct its calibration file"
+                    )
                 ratios[self._labels(raw).get("component", "")] = value
             elif name == catalog.SENSOR_INFO.name:
                 sensors.append(self._labels(raw))

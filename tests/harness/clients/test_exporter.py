@@ -173,7 +173,9 @@ def test_describe_returns_the_ratios_of_workloads(server: FakeServer) -> None:
     assert record.workload_ratios == {"cpu": 1.6}
     for value in ("0.5", "NaN", "+Inf"):
         server.answer(BODY + f'joulewatch_workload_ratio{{component="cpu"}} {value}\n')
-        with pytest.raises(ExporterUnreachableError, match=r'node1.*_ratio.component="cpu".*, not a ratio from 1 on'):
+        with pytest.raises(
+            ExporterUnreachableError, match=r'node1.*_ratio.component="cpu".*, but must be at least 1: correct'
+        ):
             ExporterClient("http://node1:10717").describe()
 
 

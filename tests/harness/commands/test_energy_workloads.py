@@ -87,7 +87,7 @@ def test_the_bound_of_a_machine_that_was_compared(capsys: pytest.CaptureFixture[
     _, text, _ = run(capsys, samples, *WINDOW, "--workload=nginx*")
     assert "one draws at most 1.5 or 2 times as much as the other" in " ".join(text.split())
     code, _, error = run(capsys, machine(*lives, ratios={"cpu": 0.5}), *WINDOW, "--workload=nginx*")
-    assert (code, "(cpu) is 0.5, not a ratio from 1 on" in error) == (2, True)
+    assert (code, "(cpu) is 0.5, but must be at least 1: correct" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -458,8 +458,9 @@ def _machine_notes(a: Side, b: Side) -> Iterator[str]:
         if value_a != value_b:
             yield f"different {key}: A {value_a or 'unknown'}, B {value_b or 'unknown'}"
     limits_a, limits_b = _gpu_limits(provenance_a), _gpu_limits(provenance_b)
-    # The GPUs of another machine have other names.
-    is_same = limits_a == limits_b if limits_a.keys() == limits_b.keys() else _watts(limits_a) == _watts(limits_b)
+    is_same = limits_a == limits_b
+    if limits_a.keys() != limits_b.keys():  # the GPUs of another machine have other names
+        is_same = sorted(limits_a.values()) == sorted(limits_b.values())
     if limits_a and limits_b and not is_same:
         yield f"different power limits of the GPUs: A {_watts(limits_a)}, B {_watts(limits_b)}"
 

@@ -236,7 +236,8 @@ def _ratio(exporter: str, one: Placed) -> float:
     ratio = float(one.raw.values[-1])
     if not ratio >= 1:
         raise QueryError(
-            f"{one.raw.name} of {exporter} ({one.labels['component']}) is {ratio:g}, not a ratio from 1 on"
+            f"{one.raw.name} of {exporter} ({one.labels['component']}) is {ratio:g}, but must be at least 1: "
+            "correct the calibration file of this exporter"
         )
     return ratio
 
