@@ -34,8 +34,9 @@ CHILD = ROOT / "tests" / "support" / "metered_profile.py"
 MEASURED = ("radioml-vgg10", "mlp", "mobilenet-like")
 BATCH_SIZES = (1, 8)
 WIDEST = 2.2
-COUNTER_ERROR = 0.02
-"""Of the energies measured with the counter: the power at rest, and batches of the warm-up at an edge."""
+COUNTER_ERROR = 0.05
+"""Of the energies measured with the counter: the power at rest, and batches of the warm-up at an edge, of which a
+window has only some tens on a busy machine."""
 
 
 def own_model(path: Path) -> Path:

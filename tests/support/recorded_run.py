@@ -39,6 +39,7 @@ from joulewatch_harness.storage.journal import Journal, new_run_id, read_run
 from support.cgroups import FakeTree
 from support.paths import ROOT
 from support.servers import Emulator, ExporterServer, PrometheusServer
+from support.waiting import wait_until
 
 SCENARIOS: Final = ("a100-node", "epyc-7763-node")
 NODE_SENSORS: Final = 5
@@ -263,6 +264,9 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
         pretender.publish_results()
         words = ["predict", str(PREDICTED), "--device", "rfsoc2x2", "--prometheus", prometheus.url, "--publish"]
         assert main(words) == 0
+        with PrometheusClient(PrometheusOptions(url=prometheus.url)) as client:
+            # The first check of the sensors comes after 30 s with samples.
+            wait_until(lambda: client.query("joulewatch_plausibility_ratio"), "a check of the sensors", limit_s=60)
         time.sleep(2 * SCRAPE_S)
         measured = [window for window in pretender.windows if window.kind == "measure"]
         yield RecordedRun(
