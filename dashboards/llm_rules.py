@@ -3,8 +3,8 @@
 The label ``host`` joins a server to the energy of its machine; without one, it is the host of ``instance``. Rates are
 summed first and divided once. A server without tokens has no series.
 
-All rules are one group: Prometheus evaluates each group at a time of its own, so a quotient of series from two groups
-has watts and tokens of different times. For the same reason, the group has watts of its own.
+All rules are in one group, because Prometheus evaluates two groups at different times: the watts and tokens of a
+quotient would not belong together. So the watts are computed in this group again.
 """
 
 from __future__ import annotations

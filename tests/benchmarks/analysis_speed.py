@@ -1,6 +1,6 @@
 """Time and memory of ``analyze`` for 10,000 windows and of ``energy --every 1h`` for a day, from a real Prometheus.
 
-Both have 20 sensors, scraped each second. A command is a process of its own, without the generator of the samples.
+Both have 20 sensors, scraped each second. Each command runs in a new process, without the generator of the samples.
 ``analyze`` gets only the run's ID, so its time includes Python's start, the queries (and so the work of Prometheus on
 the same machine) and rebuilding the run. On a busy machine, compare the processor times.
 

@@ -1,7 +1,7 @@
 """The attackers of the soak test, in two processes: devices that the exporter reads, and clients of its server.
 
-Each client attack has addresses of its own on loopback, because the server treats an address as a client. The rates
-are moderate: the machine must have time for the exporter.
+Each client attack uses separate loopback addresses, because the server treats an address as a client. The rates are
+moderate: the machine must have time for the exporter.
 """
 
 from __future__ import annotations

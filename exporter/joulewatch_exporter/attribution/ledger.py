@@ -30,8 +30,9 @@ POOLED: Final[frozenset[Component]] = frozenset(("cpu", "memory"))
 IDLE_DEBT_S: Final = 2.0
 """A counter may move late. Idle energy that it has not counted yet is taken from later intervals, for this long."""
 MOST_CARRIED_S: Final = 2.0
-"""The children of a node are ahead of it by the time between two reads, and the root by a tick per processor. More is a
-root that counts less than its children (cgroup v2 samples it): forgotten, or it would have no use of its own for long.
+"""Largest carry. The children of a node are ahead of it by the time between two reads, and by a tick per processor at
+the root. A larger difference means that the root counts less than its children (cgroup v2 samples it). It is dropped:
+carried on, it would hide what the system uses for as long again.
 """
 KEPT_SCANS: Final = 4
 """Scans of usage that are kept, for devices whose values are older than the last scan."""

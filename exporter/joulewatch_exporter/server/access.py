@@ -295,7 +295,7 @@ class Access:
 
 
 def _at_low_priority(check: Callable[[], bool]) -> bool:
-    """Return the result of a check on a thread of its own: only root could raise the priority of this one again."""
+    """Run a check in a new thread and return its result: only root could raise the priority of this thread again."""
     results: list[bool] = []
 
     def run() -> None:

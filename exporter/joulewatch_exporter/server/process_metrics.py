@@ -52,18 +52,18 @@ class ProcessMetrics:
             "version": platform.python_version(),
         }
         text = ",".join(f'{name}="{value}"' for name, value in labels.items())
-        python = (
+        self._python = (
             f"# HELP python_info Python platform information\n# TYPE python_info gauge\npython_info{{{text}}} 1.0\n"
         )
         self._templates = {
-            format_: "".join([_template(name, kind, text, format_) for name, kind, text in _METRICS]) + python
+            format_: "".join([_template(name, kind, text, format_) for name, kind, text in _METRICS])
             for format_ in get_args(Format)
         }
         self._statm = HeldFile("/proc/self/statm")
 
     def render(self, format_: Format) -> bytes:
         """Return the lines, without the end of the exposition."""
-        return (self._templates[format_] % self._values()).encode()
+        return f"{self._templates[format_] % self._values()}{self._python}".encode()
 
     def _values(self) -> tuple[float, ...]:
         virtual_pages, resident_pages, *_ = self._statm.read_bytes().split()
