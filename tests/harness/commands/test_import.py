@@ -194,6 +194,8 @@ def test_wrong_input_is_one_line_and_code_2(
         ("name,start,end\na,now,1\n", "line 2: 'now' is not a time"),
         ("name,start,end\n,1,2\n", "line 2: the window has no name"),
         ("name,start,end\na,1\n", "line 2: has only 2 columns"),
+        ("name,start,end\na,1,5,2,5\n", "line 2: has 5 columns, the header has 3; decimals need a point"),
+        pytest.param(f"name,start,end\n{'a' * 140_000},1,2\n", "line 2: is not CSV: field larger than", id="long"),
         ("name,start,end,inferences\na,1,2,some\n", "line 2: 'some' is not a number of inferences"),
         ("name,start,end\na,1,2\n", "none of the 1 windows lies within the log"),
         (":::MLLOG {\n", "line 1: is not a line of LoadGen"),

@@ -6,9 +6,7 @@ that matches one reading. Both give rows of the same shape, so all logs have the
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +23,10 @@ from joulewatch_harness.analysis.sources.power_log import (
     PowerLog,
     Row,
     column_of,
+    csv_lines,
     delimiter_of,
     logs_of_rows,
+    no_wider,
     power_log,
     read_power_log,
     read_text,
@@ -263,19 +263,19 @@ def _readings(text: str, known: KnownLog) -> Iterator[Row]:
 
 def _columns(path: Path, text: str, known: KnownLog) -> Iterator[Row]:
     """Yield the rows of a log with columns."""
-    lines: Iterator[list[str]]
+    lines: Iterator[tuple[int, list[str]]]
     if known.blanks:
-        lines = (line.split() for line in text.splitlines())
+        lines = enumerate((line.split() for line in text.splitlines()), start=1)
     else:
         head = text[:_HEAD].splitlines()
-        lines = csv.reader(io.StringIO(text), delimiter=delimiter_of(head[1] if known.per_device else head[0]))
+        lines = csv_lines(path, text, delimiter_of(head[1] if known.per_device else head[0]))
     groups: list[str] = []
     header: list[str] = []
     values: list[tuple[int, str]] = []
     times: list[int] = []
     device_at: int | None = None
     last = 0
-    for line, cells in enumerate(lines, start=1):
+    for line, cells in lines:
         if not header:
             names = [cell.strip() for cell in cells]
             if known.per_device and names[:1] != [*known.times[0]]:
@@ -296,6 +296,8 @@ def _columns(path: Path, text: str, known: KnownLog) -> Iterator[Row]:
             continue
         if known.blanks and cells == header:
             continue
+        if not known.blanks:
+            no_wider(path, line, cells, header)
         time_text = " ".join(cells[at].strip() for at in times)
         for at, name in values:
             # nvidia-smi writes the unit behind each value, unless it is asked not to.

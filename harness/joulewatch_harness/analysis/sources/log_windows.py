@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from joulewatch_harness.analysis.sources.power_log import LogFormat, column_of, delimiter_of, read_text, time_parser
+from joulewatch_harness.analysis.sources.power_log import LogFormat, column_of, csv_table, read_text, time_parser
 from joulewatch_harness.errors import ConfigError
 
 LOADGEN_NAME: Final = "mlperf_log_detail.txt"
@@ -50,13 +48,10 @@ def read_windows(path: Path, timezone: str) -> tuple[list[NamedWindow], bool]:
 
 
 def _csv(path: Path, text: str, parse: Callable[[str], float]) -> Iterator[NamedWindow]:
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter_of(text))
-    header = [name.strip() for name in next(rows, [])]
+    header, rows = csv_table(path, text)
     name_at, start_at, end_at = (column_of(path, name, header) for name in ("name", "start", "end"))
     inferences_at = header.index(_INFERENCES) if _INFERENCES in header else None
-    for line, row in enumerate(rows, start=2):
-        if not row:
-            continue
+    for line, row in rows:
         if len(row) < len(header):
             raise ConfigError(f"{path}: line {line}: has only {len(row)} columns")
         try:

@@ -136,14 +136,9 @@ def read_power_log(path: Path, form: LogFormat) -> PowerLog:
             text names file and line.
     """
     text = read_text(path)
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter_of(text))
-    column = form.power or form.energy
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        at = [column_of(path, name, header) for name in (form.time, column)]
-        (log,) = logs_of_rows(path, _csv_rows(path, rows, *at), form, time_parser(form))
-    except csv.Error as error:
-        raise ConfigError(f"{path}: line {rows.line_num}: is not CSV: {error}") from error
+    header, rows = csv_table(path, text)
+    at = [column_of(path, name, header) for name in (form.time, form.power or form.energy)]
+    (log,) = logs_of_rows(path, _csv_rows(path, rows, *at), form, time_parser(form))
     return log
 
 
@@ -260,6 +255,42 @@ def delimiter_of(text: str) -> str:
     return max(",;\t", key=head.count)
 
 
+def csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row of a CSV with its line.
+
+    Raises:
+        ConfigError: The text is not CSV.
+    """
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {rows.line_num}: is not CSV: {error}") from error
+
+
+def csv_table(path: Path, text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the header of a CSV, and its rows that are not empty, each with its line; these raise ConfigError."""
+    rows = csv_lines(path, text, delimiter_of(text))
+    _, names = next(rows, (0, []))
+    header = [name.strip() for name in names]
+    return header, ((line, no_wider(path, line, row, header)) for line, row in rows if row)
+
+
+def no_wider(path: Path, line: int, row: list[str], header: Sequence[str]) -> list[str]:
+    """Return a row of a CSV.
+
+    Raises:
+        ConfigError: It has more cells than the header, so that it is not known which is which; empty ones may be there.
+    """
+    if len(row) > len(header) and any(cell.strip() for cell in row[len(header) :]):
+        raise ConfigError(
+            f"{path}: line {line}: has {len(row)} columns, the header has {len(header)}; decimals need a point, not a "
+            "comma"
+        )
+    return row
+
+
 def column_of(path: Path, name: str, header: Sequence[str]) -> int:
     """Return the place of a column.
 
@@ -272,10 +303,8 @@ def column_of(path: Path, name: str, header: Sequence[str]) -> int:
     return header.index(name)
 
 
-def _csv_rows(path: Path, rows: Iterator[list[str]], time_at: int, value_at: int) -> Iterator[Row]:
-    for line, row in enumerate(rows, start=2):
-        if not row:
-            continue
+def _csv_rows(path: Path, rows: Iterator[tuple[int, list[str]]], time_at: int, value_at: int) -> Iterator[Row]:
+    for line, row in rows:
         try:
             yield line, row[time_at].strip(), row[value_at].strip(), ""
         except IndexError:

@@ -162,6 +162,8 @@ def test_an_energy_bin_that_is_not_valid(content: bytes, message: str, tmp_path:
         (IPMITOOL.replace("Sat Nov 28", "never"), {}, "is not a time"),
         (PCM.replace("81.5", "-1"), {}, "line 4: the energy -1 is negative"),
         (PCM.replace(",82.0,72.0,5,6", ""), {}, "line 5: has only 4 columns"),
+        (PCM.replace("82.0", "82,0"), {}, "line 5: has 9 columns, the header has 8; decimals need a point"),
+        pytest.param(PCM.replace("82.0", "8" * 140_000), {}, "line 5: is not CSV: field larger than", id="long"),
     ],
 )
 def test_a_wrong_log_is_one_line(text: str, arguments: dict[str, str], message: str, tmp_path: Path) -> None:
