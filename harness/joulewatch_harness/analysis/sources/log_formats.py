@@ -345,10 +345,10 @@ def _times(known: KnownLog, form: LogFormat) -> Callable[[str], float]:
         bare, utc = (text[:-4], "Z") if text.endswith((" UTC", " GMT")) else (text, "")
         for form_of_date in known.dates:
             try:
-                return parse(datetime.datetime.strptime(bare, form_of_date).isoformat() + utc)
-            except ValueError as error:
-                if "has no time zone" in str(error):
-                    raise
+                when = datetime.datetime.strptime(bare, form_of_date)
+            except ValueError:
+                continue
+            return parse(when.isoformat() + utc)
         return parse(text)
 
     return parse_date

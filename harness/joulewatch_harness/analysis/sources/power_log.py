@@ -101,10 +101,10 @@ def zone_of(text: str) -> datetime.tzinfo | None:
     """
     if not text:
         return None
-    if match := _OFFSET.fullmatch(text):
-        minutes = (int(match[2]) * 60 + int(match[3])) * (-1 if match[1] == "-" else 1)
-        return datetime.timezone(datetime.timedelta(minutes=minutes))
     try:
+        if match := _OFFSET.fullmatch(text):
+            minutes = (int(match[2]) * 60 + int(match[3])) * (-1 if match[1] == "-" else 1)
+            return datetime.timezone(datetime.timedelta(minutes=minutes))
         return zoneinfo.ZoneInfo(text)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise ConfigError(
@@ -339,6 +339,12 @@ def time_parser(form: LogFormat) -> Callable[[str], float]:
             if zone is None:
                 raise ValueError(f"the time {text!r} has no time zone; give the log's with --timezone")
             when = when.replace(tzinfo=zone)
+            if (seconds := when.timestamp()) == when.replace(fold=1).timestamp():
+                return seconds
+            raise ValueError(
+                f"the time {text!r} exists twice, or not at all, in the zone {form.timezone}, because the clocks "
+                "change; give its offset with --timezone, such as +01:00"
+            )
         return when.timestamp()
 
     return parse

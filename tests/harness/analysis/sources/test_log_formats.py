@@ -160,6 +160,7 @@ def test_an_energy_bin_that_is_not_valid(content: bytes, message: str, tmp_path:
         (TEGRASTATS.replace("11-28-2026 10:00:0", ""), {}, "fewer than two rows"),
         ("\n".join(f"RAM 1/2MB VDD_IN {i}mW/1mW" for i in (5, 6)), {}, "line 1: the reading has no time; tegrastats"),
         (IPMITOOL.replace("Sat Nov 28", "never"), {}, "is not a time"),
+        (IPMITOOL.replace("Sat Nov 28 10", "Sun Oct 25 02"), {"timezone": "Europe/Zurich"}, "exists twice"),
         (PCM.replace("81.5", "-1"), {}, "line 4: the energy -1 is negative"),
         (PCM.replace(",82.0,72.0,5,6", ""), {}, "line 5: has only 4 columns"),
         (PCM.replace("82.0", "82,0"), {}, "line 5: has 9 columns, the header has 8; decimals need a point"),

@@ -55,6 +55,15 @@ def test_times(text: str, timezone: str, seconds: float, tmp_path: Path) -> None
     assert read_power_log(path, LogFormat(power="watts", timezone=timezone)).span[1] == seconds
 
 
+@pytest.mark.parametrize("text", ["2026-10-25 02:30:00", "2026-03-29 02:30:00"])
+def test_times_that_exist_twice_or_not_at_all_are_refused(text: str, tmp_path: Path) -> None:
+    """Daylight saving time ends or begins: such a time could be an hour off."""
+    path = log_of(tmp_path, f"time,watts\n{text},1\n2026-11-01 00:00:00,2\n")
+    with pytest.raises(ConfigError, match=f"line 2: the time '{text}' exists twice, or not at all, in the zone Europe"):
+        read_power_log(path, LogFormat(power="watts", timezone="Europe/Zurich"))
+    assert read_power_log(path, LogFormat(power="watts", timezone="+01:00")).span[0] % 3600 == 1800
+
+
 def test_other_delimiters_a_byte_order_mark_and_missing_values(tmp_path: Path) -> None:
     path = log_of(tmp_path, "\ufeffid; time ;watts\n1;100;5\n2;101;-\n\n3;102;NaN\n4;103;7\n")
     log = read_power_log(path, POWER)
@@ -121,6 +130,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         ({"energy": "a", "unit": "W"}, "--unit W: is not the unit of an energy; use --power, or J, Wh, kWh"),
         ({"power": "a", "timezone": "Mars/Olympus"}, "--timezone 'Mars/Olympus': no such time zone"),
         ({"power": "a", "timezone": "../etc/passwd"}, "no such time zone"),
+        ({"power": "a", "timezone": "+25:00"}, "--timezone '+25:00': no such time zone"),
     ],
 )
 def test_formats_that_are_not_valid(fields: dict[str, str], message: str) -> None:
