@@ -162,6 +162,7 @@ WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"
             "line 5: the time '2026-11-28 12:00:00' has no time zone",
         ),
         (WALL, ("--power=watts", "--timezone=Mars"), "--timezone 'Mars': no such time zone"),
+        (WALL, ("--power=watts", "--timezone=UTC", "--clock-offset=1e300"), "an offset of 1e+300 s is too large"),
         (WALL, ("--power=watts", "--accuracy=much"), "--accuracy 'much'"),
         (WALL, (), "the format is not recognized"),
         (WALL, ("--power=watts", "--windows=none.csv"), "none.csv: cannot be read"),

@@ -359,6 +359,13 @@ def _no_time() -> str:
 
 
 def moved(log: PowerLog, seconds: float) -> PowerLog:
-    """Return a log whose times are later by some seconds."""
-    series = replace(log.series, times_s=log.series.times_s + seconds)
+    """Return a log whose times are later by some seconds.
+
+    Raises:
+        ConfigError: So many seconds leave too few digits for the time between two rows.
+    """
+    times_s = log.series.times_s + seconds
+    if not bool((np.diff(times_s) > 0).all()):
+        raise ConfigError(f"{log.path}: an offset of {seconds:g} s is too large for the time between its rows")
+    series = replace(log.series, times_s=times_s)
     return replace(log, series=series)
