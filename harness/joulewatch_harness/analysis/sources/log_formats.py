@@ -300,8 +300,9 @@ def _columns(path: Path, text: str, known: KnownLog) -> Iterator[Row]:
             no_wider(path, line, cells, header)
         time_text = " ".join(cells[at].strip() for at in times)
         for at, name in values:
-            # nvidia-smi writes the unit behind each value, unless it is asked not to.
-            number = cells[at].strip().removesuffix(f" {known.unit}").strip("[]")
+            # nvidia-smi writes the unit behind each value, unless it is asked not to, and [why it has none] instead.
+            number = cells[at].strip().removesuffix(f" {known.unit}")
+            number = "" if number.startswith("[") else number
             yield line, time_text, number, name or ("" if device_at is None else cells[device_at].strip())
 
 

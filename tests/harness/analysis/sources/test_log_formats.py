@@ -87,6 +87,13 @@ def test_logs_of_one_device(
     assert log.series.values.tolist() == pytest.approx(values)
 
 
+@pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]", "[Unknown Error]", "[GPU requires reset]"])
+def test_nvidia_smi_writes_in_brackets_why_it_has_no_value(cell: str, tmp_path: Path) -> None:
+    rows = "".join(f"2026/11/28 10:00:0{i}.000, 0, {i}.5 W\n2026/11/28 10:00:0{i}.000, 1, {cell}\n" for i in range(3))
+    (log,) = read(tmp_path, f"timestamp, index, power.draw [W]\n{rows}").logs
+    assert (log.device, log.series.values.tolist()) == ("0", [0.5, 1.5, 2.5])
+
+
 def test_every_format_of_the_table_is_tested() -> None:
     assert {known.name for known in KNOWN} == {
         "ptdaemon", "joulescope", "tegrastats", "turbostat", "ipmitool", "nvidia-smi", "pcm"
