@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mlperf_log_detail.txt, or a run",
     )
     log = parser.add_argument_group("log", "Of a plain CSV, give its columns; other formats are recognized.")
-    log.add_argument("--time", metavar="COLUMN", default="time", help="column of the times (default: time)")
+    log.add_argument("--time", metavar="COLUMN", help="column of the times (default: time)")
     log.add_argument("--power", metavar="COLUMN", default="", help="column of the power")
     log.add_argument("--energy", metavar="COLUMN", default="", help="or column of a counter of energy")
     log.add_argument(
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.sources.log_formats import moved, read_log
     from joulewatch_harness.analysis.sources.log_import import Import, write_import
     from joulewatch_harness.analysis.sources.log_windows import read_windows
-    from joulewatch_harness.analysis.sources.power_log import LogFormat, accuracy_of, zone_of
+    from joulewatch_harness.analysis.sources.power_log import DEFAULT_TIME, LogFormat, accuracy_of, zone_of
 
     check_folder("--out", args.out)
     if args.out.exists():
@@ -80,13 +80,17 @@ def run(args: argparse.Namespace) -> int:
     accuracy = accuracy_of(args.accuracy) if args.accuracy is not None else None
     zone_of(args.timezone)
     form = None
+    if args.time and not (args.power or args.energy):
+        raise ConfigError("--time: needs --power COLUMN or --energy COLUMN; other formats than CSV have their columns")
     if args.power or args.energy:
-        form = LogFormat(time=args.time, power=args.power, energy=args.energy, unit=args.unit, timezone=args.timezone)
+        form = LogFormat(
+            time=args.time or DEFAULT_TIME, power=args.power, energy=args.energy, unit=args.unit, timezone=args.timezone
+        )
     read = read_log(args.log, form, unit=args.unit, timezone=args.timezone)
     path = Path(args.windows) if args.windows else None
     windows: list[NamedWindow] = []
     is_loadgen, record = False, None
-    if path is not None and path.suffix in (".csv", ".txt", ".tsv"):
+    if path is not None and path.suffix.lower() in (".csv", ".txt", ".tsv"):
         windows, is_loadgen = read_windows(path, args.timezone)
     elif path is not None:
         record = _run(args)

@@ -165,6 +165,8 @@ WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"
         (WALL, ("--power=watts", "--timezone=UTC", "--clock-offset=1e300"), "an offset of 1e+300 s is too large"),
         (WALL, ("--power=watts", "--accuracy=much"), "--accuracy 'much'"),
         (WALL, (), "the format is not recognized"),
+        (WALL, ("--time=when",), "--time: needs --power COLUMN or --energy COLUMN"),
+        (WALL, ("--power=watts", "--windows=NONE.CSV"), "NONE.CSV: cannot be read"),
         (WALL, ("--power=watts", "--windows=none.csv"), "none.csv: cannot be read"),
         (WALL, ("--power=watts", "--windows=20260101"), "no run"),
         (WALL, ("--power=watts", "--align-by-load"), "--align-by-load: needs the windows of another clock"),
