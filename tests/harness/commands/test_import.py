@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,21 @@ def test_a_run_is_aligned_by_its_load(tmp_path: Path, capsys: pytest.CaptureFixt
     (clock,) = (item for item in energy["budget"] if item["name"] == "clock")
     assert "100 ms at either edge" in clock["text"]
     assert "clock_unknown" not in {finding["reason"] for finding in result["findings"]}
+
+
+def test_the_table_has_the_uncertainty_of_a_wall_meter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wall meter has no energy of devices: the only number of the run must have its ±, or the reason why not."""
+    log, windows, out = tmp_path / "wall.csv", tmp_path / "windows.csv", tmp_path / "a.sqlite"
+    log.write_text("time,watts\n" + "".join(f"{T0 + i},{2000 + i % 2}\n" for i in range(100)), encoding="utf-8")
+    spans = "".join(f"{name},{T0 + at},{T0 + at + 10}\n" for name, at in (("twice", 10), ("twice", 30), ("once", 50)))
+    windows.write_text(f"name,start,end\n{spans}", encoding="utf-8")
+    assert main(["import", str(log), "--power=watts", f"--windows={windows}", f"--out={out}"]) == 0
+    assert main(["analyze", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "Whole servers and parts of devices, kJ per inference" in text
+    assert re.search(r"\n    1 +20\.00\d* ± 0\.0\d+†\n", text)
+    assert "†: sampling and repeats only" in text
+    assert "once, batch 1: 1 of 1 round: repeatability unknown; ± is omitted." in text
 
 
 WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"

@@ -67,12 +67,13 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
     started = datetime.datetime.fromtimestamp(header.started_at_s, datetime.UTC)
     hardware = f", {result.hardware}" if result.hardware else ""
     warning = warning_line(result.methods)
-    values = [group.total.gross.value for group in result.groups if group.total.gross is not None] or [
-        component.gross.value
-        for group in result.groups
-        for component in group.components
-        if component.gross is not None
-    ]
+    kinds = (
+        [group.total for group in result.groups],
+        [component for group in result.groups for component in group.components],
+        [node for group in result.groups for node in group.nodes],
+    )
+    found = ([energy.gross.value for energy in energies if energy.gross is not None] for energies in kinds)
+    values: list[float] = next(filter(None, found), [])
     exponent, letter = prefix_for(values)
     scale, unit = 10.0**-exponent, f"{letter}J"
     lines = paragraph(f"Run {header.run}, {started:%Y-%m-%d %H:%M:%S} UTC{hardware}", width)
@@ -184,7 +185,8 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
     if components:
         legend += " JSON and CSV have the ± of the components."
     lines = Table(columns, result.groups, _configuration).lines(width)
-    if any(UNKNOWN_ACCURACY in line for line in (*lines, *setup_lines(result))):
+    others = [*setup_lines(result), *_node_and_part_lines(result, scale, unit, width)]
+    if any(UNKNOWN_ACCURACY in line for line in (*lines, *others)):
         legend += f" {UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}."
     return [*lines, "", *paragraphs([legend, *single_round_lines(result)], width)]
 
@@ -193,8 +195,8 @@ def single_round_lines(result: RunResult) -> list[str]:
     """Return which results have no ±, because only one round is usable."""
     sizes: dict[tuple[str, int], list[int]] = {}
     for group in result.groups:
-        gross = group.total.gross
-        if gross is not None and gross.expanded is None:
+        energies = [energy.gross for energy in (group.total, *group.nodes) if energy.gross is not None]
+        if energies and energies[0].expanded is None:
             sizes.setdefault((group.configuration.name, group.measured_rounds), []).append(group.batch_size)
     return [
         f"{name}, batch {', '.join(map(str, batches))}: 1 of {measured} "
@@ -410,7 +412,8 @@ def _node_and_part_lines(result: RunResult, scale: float, unit: str, width: int)
 
     def sensor(name: str, priority: int) -> Column[GroupResult]:
         def cell(group: GroupResult) -> str | None:
-            return _energy_cell({energy.name: energy for energy in (*group.nodes, *group.parts)}.get(name), scale)
+            energy = {energy.name: energy for energy in (*group.nodes, *group.parts)}.get(name)
+            return None if energy is None else estimate_cell(energy.gross, scale) or _missing_cell(energy)
 
         # The device and domain alone, where the exporter and collector need no mention.
         shown = "/".join(name.split("/")[-2:]) if one_exporter else name
