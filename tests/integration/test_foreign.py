@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 WRAP_S = 11.0
 """After the start of the machine."""
+METER = {"kind": "power", "number": 1, "key": "ACPI000D:00/power1", "signal": "node", "average": True, "update_s": 1}
 SCENARIO = {
     "name": "read-by-three-exporters",
     "refresh_s": 0.01,
@@ -43,13 +44,22 @@ SCENARIO = {
             "wrap_at_s": WRAP_S,
         }
     ],
+    "hwmon": [
+        {
+            "chip": "power_meter",
+            "path": "devices/LNXSYSTM:00/LNXSYBUS:00/ACPI000D:00",
+            "files_at_device": True,
+            "files": {"power1_is_battery": "0"},
+            "channels": [METER],
+        }
+    ],
     "bmcs": [{"name": "bmc", "signal": "node"}],
 }
 MODULE = {"user": "monitor", "pass": "emulated", "driver": "LAN_2_0", "privilege": "user", "timeout": 5000}
 
 SCRAPED = (
     'count_over_time({__name__=~"joulewatch_(device|node)_energy_joules_total|node_rapl_package_joules_total|'
-    'ipmi_dcmi_power_consumption_watts"}[1m]) > 1'
+    'node_hwmon_power_average_watt|ipmi_dcmi_power_consumption_watts"}[1m]) > 1'
 )
 
 
@@ -82,7 +92,7 @@ def test_the_same_machine_by_three_exporters(
     modules = tmp_path / "ipmi.yml"
     modules.write_text(yaml.safe_dump({"modules": {"emulated": {**MODULE, "collectors": ["dcmi"]}}}), encoding="utf-8")
     node_address, ipmi_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    collectors = ["--collector.disable-defaults", "--collector.rapl"]
+    collectors = ["--collector.disable-defaults", "--collector.rapl", "--collector.hwmon"]
     target = f"{bmc['address']}:{bmc['port']}"
     own = exporter_server(f"--config.file={machine.folder / 'exporter.yaml'}")
     params = {"__metrics_path__": "/ipmi", "__param_target": target, "__param_module": "emulated"}
@@ -107,7 +117,7 @@ def test_the_same_machine_by_three_exporters(
         servers.append(server)
         server.start()
     with PrometheusClient(PrometheusOptions(prometheus.url)) as client:
-        wait_until(lambda: len(client.query(SCRAPED, time.time())) == 4, "two scrapes of each exporter", limit_s=60)
+        wait_until(lambda: len(client.query(SCRAPED, time.time())) == 6, "two scrapes of each exporter", limit_s=60)
     start_s = time.time()
     end_s = max(start_s + 8, started_s + WRAP_S + 2)  # some refreshes of the BMC, also on a busy machine
     time.sleep(end_s + 2.5 - time.time())
@@ -120,17 +130,21 @@ def test_the_same_machine_by_three_exporters(
     for mine, other in (
         (("rapl", "package"), ("node_exporter", "package")),
         (("ipmi", "total"), ("ipmi_exporter", "total")),
+        (("hwmon", "power1"), ("node_exporter", "power1")),
     ):
         one, two = energies[mine], energies[other]
         limit = math.hypot(one["expanded_uncertainty"], two["expanded_uncertainty"])
         assert abs(one["joules"] - two["joules"]) <= limit, (mine, one["joules"], two["joules"], limit)
         assert two["covers"] == ["sampling"], "the accuracy of a foreign sensor is not known"
-    scopes = {row["collector"]: row["scope"] for row in result["sensors"]}
-    assert scopes["node_exporter"] == "part", "it reads what joulewatch reads, and is not added"
+    scopes = {(row["collector"], row["domain"]): row["scope"] for row in result["sensors"]}
+    assert scopes["node_exporter", "package"] == "part", "it reads what joulewatch reads, and is not added"
     assert "source_overlap" in {notice["reason"] for notice in result["findings"]}
     alone = json_of(capsys, *words, "--source=node_exporter")
-    assert {row["scope"] for row in alone["sensors"]} == {"device"}
-    assert [row["energy"]["joules"] for row in alone["sensors"]] == [energies["node_exporter", "package"]["joules"]]
+    joules = {row["scope"]: row["energy"]["joules"] for row in alone["sensors"]}
+    assert joules == {
+        scope: energies["node_exporter", domain]["joules"]
+        for scope, domain in (("device", "package"), ("node", "power1"))
+    }
 
 
 def test_a_run_by_node_exporter_alone(
