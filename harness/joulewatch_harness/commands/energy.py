@@ -226,7 +226,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         known = sorted(str(sensor) for sensor in history.sensors)
         if not known:
-            raise ConfigError(f"{where}: no joulewatch sensor has samples around this window")
+            raise ConfigError(f"{where}: no sensor has samples around this window")
         wanted = f"matches --sensor {' '.join(args.sensor)}" if args.sensor else f"has scope {args.scope}"
         raise ConfigError(
             f"no sensor {wanted}; the sensors are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"

@@ -140,7 +140,7 @@ def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[st
             "s in the future: the window has not ended",
         ),
         (["energy", "--start", "-10m", "--recording=REC", "--sensor=gpu*"], "no sensor matches --sensor gpu*"),
-        (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no joulewatch sensor has samples"),
+        (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no sensor has samples"),
         (["energy", "--start", "1000", "--end=2000", "--recording=REC", "--every=1h"], "no sensor that matches"),
         (["energy", "--start=-10m", "--recording=REC", "--price=1"], "--price needs --every"),
         (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--format=json"], "--every writes CSV"),
@@ -367,7 +367,7 @@ def test_two_clusters_with_one_address_need_match(
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [float(row["mean_power_watts"]) for row in rows] == pytest.approx(len(TWO_SOCKETS) * [500.0], rel=0.01)
     assert main([*energy, "--match=cluster=z"]) == 2
-    assert "no joulewatch sensor has samples" in capsys.readouterr().err
+    assert "no sensor has samples" in capsys.readouterr().err
 
 
 def test_a_run_finds_its_exporter_in_two_clusters_by_its_nodename(
