@@ -18,6 +18,7 @@ FOLDER: Final = Path(__file__).parent / "mappings"
 OWN: Final = "joulewatch"
 _LABELS: Final = re.compile(r"\{([a-zA-Z0-9_,]+)\}")
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,12 @@ class MappedSensor:
             raise ConfigError(f"unit: {self.unit} is not the unit of a {self.type} (known: {', '.join(units)})")
         if self.wrap and self.type == "gauge":
             raise ConfigError("wrap: a gauge does not wrap")
+        for key in ("device", "domain", "host"):
+            if set("{}") & set(_LABELS.sub("", getattr(self, key))):
+                raise ConfigError(f"{key}: {getattr(self, key)!r} has braces around something else than labels")
         for label, pattern in self.match.items():
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(f"match: {label!r} is not a name of a label")
             try:
                 re.compile(pattern)
             except re.error as error:
