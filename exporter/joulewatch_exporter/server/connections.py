@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 256
 WARN_EVERY_NS: Final = 60_000_000_000
+ACCEPT_PAUSE_S: Final = 0.1
+"""Pause after a connection that could not be accepted."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -118,6 +120,43 @@ class Connections:
             connections = [peer.connection for peer in self._peers]
         for connection in connections:
             shut_down(connection, how)
+
+    def accept(
+        self,
+        listener: socket.socket,
+        serve: Callable[[Peer], None],
+        address_of: Callable[[socket.socket, Any], str],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        """Accept connections until the server stops, and serve each of them on its own thread.
+
+        Args:
+            listener: The listening socket; ``shutdown`` ends the wait for a connection.
+            serve: Serves one peer, and forgets it.
+            address_of: Returns the address of a peer, from its socket and the address that ``accept`` returned.
+            is_stopping: Whether the server stops.
+        """
+        logged_ns: int | None = None
+        while not is_stopping():
+            try:
+                connection, name = listener.accept()
+            except OSError as error:
+                if is_stopping():
+                    return
+                now_ns = self._monotonic_ns()
+                if logged_ns is None or now_ns - logged_ns >= WARN_EVERY_NS:
+                    logged_ns = now_ns
+                    logger.error("cannot accept connections: %s", error)
+                time.sleep(ACCEPT_PAUSE_S)  # probably out of file descriptors: open connections must end first
+                continue
+            peer = self.admit(connection, address_of(connection, name))
+            if peer is None:
+                connection.close()
+                continue
+            try:
+                threading.Thread(target=serve, args=(peer,), name="request", daemon=True).start()
+            except RuntimeError:  # out of threads
+                self.forget(peer)
 
 
 def shut_down(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:

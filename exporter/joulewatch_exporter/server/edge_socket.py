@@ -22,6 +22,7 @@ from typing import Final
 
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.connection import Answer, Connection, Response, plain
+from joulewatch_exporter.server.connections import Connections, Peer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ REQUEST_TIMEOUT_S: Final = 5.0
 KEEP_ALIVE_S: Final = 3600.0
 """The runs of a client may be far apart, and its connection is from this machine."""
 MOST_CONNECTIONS: Final = 32
+"""If there are more, the longest idle one is closed, and one process gets at most half."""
 
 
 def default_path(environment: Mapping[str, str]) -> Path | None:
@@ -62,9 +64,7 @@ class EdgeSocket:
         self._edge = edge
         self._answer = answer
         self._stopping = False
-        self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
+        self._connections = Connections(MOST_CONNECTIONS)
         self._listener = _listen(path, group)
         self._thread = threading.Thread(target=self._accept, name="accept-edge", daemon=True)
 
@@ -81,33 +81,17 @@ class EdgeSocket:
         self._listener.close()
         with suppress(OSError):
             self.path.unlink()
-        with self._lock:
-            for connection in self._open:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        self._connections.shut_down_all(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        while not self._stopping:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if not self._stopping:
-                    logger.error("%s: cannot accept a connection: %s", self.path, error)
-                return
-            if not self._slots.acquire(blocking=False):
-                connection.close()
-                continue
-            with self._lock:
-                self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="edge", daemon=True).start()
+        self._connections.accept(self._listener, self._serve, _process_of, lambda: self._stopping)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, peer: Peer) -> None:
         try:
-            pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            logger.debug("%s: connection of process %d of user %d", self.path, pid, uid)
+            logger.debug("%s: connection of %s", self.path, peer.address)
             Connection(
-                connection,
-                self.answer,
+                peer.connection,
+                lambda method, target, headers: self._answer_peer(peer, method, target, headers),
                 is_stopping=lambda: self._stopping,
                 request_timeout_s=REQUEST_TIMEOUT_S,
                 keep_alive_s=KEEP_ALIVE_S,
@@ -119,10 +103,14 @@ class EdgeSocket:
         except Exception:
             logger.exception("%s: a request failed", self.path)
         finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
-            self._slots.release()
+            self._connections.forget(peer)
+
+    def _answer_peer(self, peer: Peer, method: str, target: str, headers: Mapping[str, str]) -> Response:
+        self._connections.begin_answer(peer)
+        try:
+            return self.answer(method, target, headers)
+        finally:
+            self._connections.end_answer(peer)
 
     def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
         """Return the response to one request."""
@@ -131,6 +119,12 @@ class EdgeSocket:
         if method != "GET":
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", ("Allow", "GET"))
         return Response(status=HTTPStatus.OK, body=self._edge(), content_type="application/json")
+
+
+def _process_of(connection: socket.socket, _name: object) -> str:
+    """Return which process of which user is connected, as the kernel reports it."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"process {pid} of user {uid}"
 
 
 def _listen(path: Path, group: str | None) -> socket.socket:

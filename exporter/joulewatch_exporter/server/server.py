@@ -182,23 +182,7 @@ class WebServer:
     # -- connections -------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
-        while not self._stopping:
-            try:
-                connection, address = listener.accept()
-            except OSError as error:
-                if self._stopping:
-                    return
-                logger.error("cannot accept a connection: %s", error)
-                time.sleep(0.1)  # probably out of file descriptors: open connections must end first
-                continue
-            peer = self._connections.admit(connection, str(address[0]))
-            if peer is None:
-                connection.close()
-                continue
-            try:
-                threading.Thread(target=self._serve, args=(peer,), name="request", daemon=True).start()
-            except RuntimeError:
-                self._connections.forget(peer)
+        self._connections.accept(listener, self._serve, lambda _, name: str(name[0]), lambda: self._stopping)
 
     def _serve(self, peer: Peer) -> None:
         connection = peer.connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import http.client
 import json
@@ -9,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from joulewatch_exporter.sampling.scan import FamilyScan, Layout
 from joulewatch_exporter.sampling.steps import FamilyEdge, Step, Steps
 from joulewatch_exporter.server.connection import Response, plain
 from joulewatch_exporter.server.edge import render_edge
-from joulewatch_exporter.server.edge_socket import EdgeSocket, default_path
+from joulewatch_exporter.server.edge_socket import MOST_CONNECTIONS, EdgeSocket, default_path
 from support.fake_family import info
 
 Open = Callable[..., EdgeSocket]
@@ -88,6 +90,35 @@ def test_one_connection_takes_several_requests(listen: Open, path: Path) -> None
         connection.request("GET", "/edge")
         assert connection.getresponse().read() == b"%d" % number
     connection.close()
+
+
+def test_silent_connections_keep_nobody_out(listen: Open, path: Path) -> None:
+    listen(lambda: b"here")
+    with ExitStack() as stack:
+        for _ in range(MOST_CONNECTIONS):
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.connect(str(path))
+        assert ask(path, "/edge") == (200, b"here")
+
+
+def test_too_many_open_files_do_not_end_the_socket(
+    listen: Open, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("joulewatch_exporter.server.connections.ACCEPT_PAUSE_S", 0.0)
+    failures = 3
+    real = socket.socket.accept
+
+    def accept(listener: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    listen(lambda: b"here")
+    assert ask(path, "/edge") == (200, b"here")
+    assert caplog.text.count("cannot accept connections") == 1
 
 
 def test_only_the_owner_and_a_group_may_connect(listen: Open, path: Path) -> None:
