@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from joulewatch_exporter.collectors.redfish import client as client_module
 from joulewatch_exporter.collectors.redfish import exchange
 from joulewatch_exporter.collectors.redfish.client import MAX_ALL_VALUES, Client, Memory
 from joulewatch_exporter.collectors.redfish.collector import RedfishCollector
@@ -84,3 +86,71 @@ def test_all_answers_of_a_discovery_share_a_limit() -> None:
             client.get("/redfish/v1/c")
         client.begin(30.0)
         assert client.get("/redfish/v1/d")[0]["number"] == 6
+
+
+def sends(data: bytes) -> Callable[[socket.socket], None]:
+    return lambda connection: connection.sendall(data)
+
+
+REDIRECT = b"HTTP/1.1 302 Found\r\nLocation: /redfish/v1/\r\n"
+
+
+def test_the_body_of_a_redirect_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests reads it by itself, and keeps it in memory."""
+    monkeypatch.setattr(client_module, "MAX_BODY_BYTES", 1000)
+    sent = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(REDIRECT + b"\r\n")
+        for _ in range(1000):
+            connection.sendall(bytes(65536))
+            sent.append(65536)
+
+    with hostile(answer) as url, client_of(url, 5.0) as client, pytest.raises(SensorGlitchError, match="longer than"):
+        client.get("/redfish/v1/")
+    assert sum(sent) < 32 << 20, "what the buffers of the sockets hold"
+
+
+def test_the_body_of_a_redirect_is_not_unpacked() -> None:
+    packed = gzip.compress(b"[]")
+    head = REDIRECT + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    with (
+        hostile(sends(head + packed)) as url,
+        client_of(url, 5.0) as client,
+        pytest.raises(SensorGlitchError, match="more than"),
+    ):
+        client.get("/redfish/v1/")
+
+
+@pytest.mark.parametrize("link", ["http://[::1/", "//["])
+def test_a_redirect_to_an_invalid_url_is_a_glitch(link: str) -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % link.encode()
+    with hostile(sends(head)) as url, client_of(url, 5.0) as client, pytest.raises(SensorGlitchError):
+        client.get("/redfish/v1/")
+
+
+@pytest.mark.parametrize("link", ["//[", "http://[::1/"])
+def test_a_link_to_an_invalid_url_is_a_glitch(link: str) -> None:
+    with client_of("http://127.0.0.1:1", 5.0) as client, pytest.raises(SensorGlitchError, match="is not a valid URL"):
+        client.get(link)
+
+
+def test_cookies_are_not_kept() -> None:
+    """A service could send new ones in each answer."""
+    body = b'{"RedfishVersion": "1.6.0"}'
+    requests = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    def heard(connection: socket.socket) -> None:
+        answer(connection)
+        while received := connection.recv(65536):
+            requests.append(received)
+            answer(connection)
+
+    with hostile(heard) as url, client_of(url, 5.0) as client:
+        client.get("/redfish/v1/")
+        client.get("/redfish/v1/Chassis")
+    assert requests
+    assert b"Cookie" not in b"".join(requests)

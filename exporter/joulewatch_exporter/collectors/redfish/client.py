@@ -22,7 +22,13 @@ import urllib3
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors.base.targets import read_secret
-from joulewatch_exporter.collectors.redfish.exchange import MAX_HEADER_BYTES, Deadline, DeadlineAdapter, TooLongError
+from joulewatch_exporter.collectors.redfish.exchange import (
+    MAX_HEADER_BYTES,
+    BoundedSession,
+    Deadline,
+    DeadlineAdapter,
+    TooLongError,
+)
 from joulewatch_exporter.collectors.redfish.plan import ROOT, BusyError, ForbiddenError, Json, MissingError
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.collectors.redfish.tls import (
@@ -101,7 +107,7 @@ class Client:
         self.values = 0
         """Number of JSON values that were received in this series of requests."""
         self._session: Session | None = None
-        self._http = requests.Session()
+        self._http = BoundedSession()
         # REQUESTS_CA_BUNDLE would override verify; proxies and .netrc would send the password elsewhere.
         self._http.trust_env = False
         self._http.headers.update(
@@ -183,7 +189,7 @@ class Client:
             # Always read the whole body, so that the connection can be reused.
             body = self._body(response, url)
             if response.status_code in _REDIRECTIONS:
-                path = urljoin(url, response.headers.get("Location", ""))
+                path = _joined(url, response.headers.get("Location", ""))
                 continue
             self._check(response.status_code, url)
             self._count_values(body, url)
@@ -193,7 +199,7 @@ class Client:
     def _url(self, path: str) -> str:
         """Return the absolute URL of a link; raise `SensorGlitchError` if it leads to another host."""
         base = self._target.base
-        url = urljoin(f"{base}/", path)
+        url = _joined(f"{base}/", path)
         if _origin(url) != _origin(base):
             raise SensorGlitchError(f"{base}: link to another host ({_origin(url)[1]}) is not followed")
         return url
@@ -251,7 +257,7 @@ class Client:
         token = response.headers.get("X-Auth-Token", "")
         if is_good and token:
             # Only the path is used, because the host may be another address of the BMC.
-            session_path = urlsplit(response.headers.get("Location", "")).path
+            session_path = _path_of(response.headers.get("Location", ""))
             # From here on there is a session to end, even if reading the rest of the answer fails.
             self._session = Session(session_path, token)
             body = self._body(response, url)
@@ -450,6 +456,21 @@ def _own_path(body: bytes) -> str:
         return ""
     path = data.get("@odata.id") if isinstance(data, dict) else None
     return path if isinstance(path, str) else ""
+
+
+def _joined(base: str, link: str) -> str:
+    try:
+        return urljoin(base, link)
+    except ValueError:
+        raise SensorGlitchError(f"{base}: the link {link[:80]!r} is not a valid URL") from None
+
+
+def _path_of(url: str) -> str:
+    """Return the path of a URL; empty if the URL is not valid."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 def _origin(url: str) -> tuple[str, str]:

@@ -1,18 +1,21 @@
 """Answers of a service under one deadline and a size limit, from the status line to the end of the body.
 
 The time-outs of requests apply to each read from the socket. A service that sends a byte now and then, or ``100
-Continue`` again and again, would never exceed them.
+Continue`` again and again, would never exceed them. Of a redirect, requests reads and unpacks the whole body, however
+long it is, also if it does not follow it. And it keeps all cookies, however many there are.
 """
 
 from __future__ import annotations
 
 import http.client
+import http.cookiejar
 import io
 import socket
 import time
 from functools import partial
 from typing import Any, Final
 
+import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
@@ -108,3 +111,14 @@ class DeadlineAdapter(HTTPAdapter):
             ConnectionCls = Https
 
         self.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+
+
+class BoundedSession(requests.Session):
+    """A session that leaves redirects to its caller, and keeps no cookies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return that there is no redirect."""
