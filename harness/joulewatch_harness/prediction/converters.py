@@ -29,7 +29,7 @@ from joulewatch_harness.prediction.features import (
 )
 from joulewatch_harness.prediction.table import TEXTS, Row, read_csv, rows_of
 
-Lines = Sequence[Mapping[str, str]]
+Lines = Mapping[int, Mapping[str, str]]
 Converter = Callable[[Lines, str], list[Row]]
 
 
@@ -40,9 +40,7 @@ def read_table(path: Path) -> list[Row]:
         ConfigError: The file cannot be read, or a row is not valid; the text names the file and the rows.
     """
     lines = read_csv(path)
-    if not lines:
-        raise ConfigError(f"{path}: no rows")
-    convert = converter_for(tuple(lines[0]))
+    convert = converter_for(tuple(next(iter(lines.values()))))
     if convert is not None:
         return convert(lines, str(path))
     return rows_of(lines, str(path), required=(*TEXTS, "joules_per_inference", *FEATURES))
@@ -135,7 +133,7 @@ _CONVERTERS: Final[tuple[tuple[set[str], Converter], ...]] = (
 
 
 def _converted(lines: Lines, source: str, convert: Callable[[Mapping[str, str]], dict[str, str]]) -> list[Row]:
-    return rows_of([convert(line) for line in lines], source, ())
+    return rows_of({number: convert(line) for number, line in lines.items()}, source, ())
 
 
 def _scaled(text: str, factor: float) -> str:

@@ -77,8 +77,7 @@ class Setting:
 def is_design(path: Path) -> bool:
     """Return whether this is a folder, or a table with FINN's estimates."""
     if path.suffix == ".csv" and path.is_file():
-        lines = read_csv(path)
-        return bool(lines) and lines[0].keys() >= TABLE_COLUMNS
+        return next(iter(read_csv(path).values())).keys() >= TABLE_COLUMNS
     return path.is_dir()
 
 
@@ -96,7 +95,7 @@ def read_designs(path: Path, folding: Path | None = None, clock_hertz: float | N
     if path.suffix == ".csv":
         if clock_hertz is not None:
             raise ConfigError(f"{path}: the table has the clocks; omit --clock-mhz")
-        return [_design_of_row(line, f"{path} row {number}") for number, line in enumerate(read_csv(path), 2)]
+        return [_design_of_row(line, f"{path} row {number}") for number, line in read_csv(path).items()]
     if folding is None:
         return [_read_reports(path, clock_hertz)]
     if path.suffix != ".onnx":

@@ -72,9 +72,9 @@ def read_networks(path: Path) -> list[tuple[str, str, Features, float | None]]:
         ConfigError: The file cannot be read, or a row is not valid.
     """
     lines = read_csv(path)
-    _check_header(lines[0] if lines else (), str(path), ("network", *FEATURES))
+    _check_header(next(iter(lines.values())), str(path), ("network", *FEATURES))
     networks = []
-    for number, line in enumerate(lines, 2):
+    for number, line in lines.items():
         where = f"{path} row {number}"
         seconds = _positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None
         features = _features(line, where)
@@ -84,44 +84,50 @@ def read_networks(path: Path) -> list[tuple[str, str, Features, float | None]]:
     return networks
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file.
+def read_csv(path: Path) -> dict[int, dict[str, str]]:
+    """Return the rows of a CSV file, at least one, by their number; the header is row 1 unless rows above are empty.
+
+    Empty rows and columns without a name are ignored.
 
     Raises:
-        ConfigError: It cannot be read, or a row has more or fewer cells than the header.
+        ConfigError: It cannot be read, has no rows, or a row has more or fewer cells than the header.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            lines = [dict(line) for line in reader]
+            every = {number: [cell.strip() for cell in cells] for number, cells in enumerate(csv.reader(file), 1)}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8: byte {error.object[error.start]:#x} at {error.start}") from error
     except (OSError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    rows = {number: cells for number, cells in every.items() if any(cells)}
+    header = rows.pop(min(rows, default=0), [])
     twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
     if twice:
         raise ConfigError(f"{path}: columns that are there twice: {', '.join(twice)}")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise ConfigError(f"{path}: cells must be separated by commas, and numbers have decimal points")
-    for number, line in enumerate(lines, 2):
-        if None in line or None in line.values():
+    if not rows:
+        raise ConfigError(f"{path}: no rows")
+    for number, cells in rows.items():
+        if len(cells) != len(header):
             raise ConfigError(f"{path} row {number}: has not as many cells as the header")
-        odd = next((value for value in line.values() if not value.strip().isprintable()), None)
+        odd = next((cell for cell in cells if not cell.isprintable()), None)
         if odd is not None:
             raise ConfigError(f"{path} row {number}: a cell has characters that cannot be printed: {odd[:20]!r}")
-    return [{name: value.strip() for name, value in zip(header, line.values(), strict=True)} for line in lines]
+    return {
+        number: {name: cell for name, cell in zip(header, cells, strict=True) if name} for number, cells in rows.items()
+    }
 
 
-def rows_of(lines: Sequence[Mapping[str, str]], source: str, required: Iterable[str]) -> list[Row]:
-    """Return the rows of a table with the documented columns.
+def rows_of(lines: Mapping[int, Mapping[str, str]], source: str, required: Iterable[str]) -> list[Row]:
+    """Return the rows of a table with the documented columns, at least one.
 
     Raises:
         ConfigError: A column or a cell is missing or not valid.
     """
-    _check_header(lines[0], source, required)
+    _check_header(next(iter(lines.values())), source, required)
     rows = []
-    for number, line in enumerate(lines, 2):
+    for number, line in lines.items():
         where = f"{source} row {number}"
         for column in TEXTS:
             if not line[column]:

@@ -162,6 +162,25 @@ def test_files_of_other_systems_are_read(tmp_path: Path, mark: str, end: str) ->
     assert [row.network for row in read_table(path)] == ["net-1", "net-2"]
 
 
+def test_rows_and_columns_of_spreadsheets_that_are_empty_are_ignored(tmp_path: Path) -> None:
+    """Spreadsheets number empty rows too; an index of several levels has several columns without a name."""
+    path = table(tmp_path, {}, {"network": "net-2"}, {"network": "net-3", "layers": "-1"})
+    header, first, second, bad = (f",,{line}," for line in path.read_text().splitlines())
+    empty = "," * header.count(",")
+    path.write_text("\n".join(["", header, first.replace(",,", "0,a,", 1), "", empty, second, empty, ""]))
+    assert [(row.network, row.where) for row in read_table(path)] == [
+        ("net-1", f"{path} row 3"), ("net-2", f"{path} row 6"),
+    ]  # fmt: skip
+    path.write_text("\n".join([header, first, "", empty, bad]))
+    with pytest.raises(ConfigError, match="row 5: layers must be"):
+        read_networks(path)
+
+
+def test_a_table_of_networks_with_a_header_only_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"table\.csv: no rows"):
+        read_networks(table(tmp_path))
+
+
 def test_networks_are_read_with_their_latency(tmp_path: Path) -> None:
     ((name, family, features, seconds),) = read_networks(table(tmp_path, {}, without=("joules_per_inference",)))
     assert (name, family, features.layers, seconds) == ("net-1", "net", 4, 0.02)
