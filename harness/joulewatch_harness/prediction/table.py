@@ -218,20 +218,26 @@ def _check_header(header: Iterable[str], source: str, required: Iterable[str]) -
 
 def _positive(line: Mapping[str, str], column: str, where: str) -> float:
     text = line[column]
-    try:
-        value = float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 1 / LARGEST <= value <= LARGEST:
         problem = "is empty" if not text else f"must be a positive number without a unit, got {text[:20]!r}"
         raise ConfigError(f"{where}: {column} {problem}")
     return value
 
 
+def _number(text: str) -> float:
+    """Return a number as spreadsheets and other programs write it; nan if it is not one."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan
+
+
 def _batch_size(text: str, where: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) <= LARGEST_BATCH):
+    size = _number(text)
+    if not (1 <= size <= LARGEST_BATCH and size.is_integer()):
         raise ConfigError(f"{where}: batch_size must be an integer from 1 to {LARGEST_BATCH}, got {text[:20]!r}")
-    return int(text)
+    return int(size)
 
 
 def _features(line: Mapping[str, str], where: str) -> Features | None:
@@ -242,7 +248,7 @@ def _features(line: Mapping[str, str], where: str) -> Features | None:
 
 
 def _feature(text: str, name: str, where: str) -> float:
-    if name in _MAY_BE_ZERO and text in ("0", "0.0"):
+    if name in _MAY_BE_ZERO and _number(text) == 0:
         return 0.0
     return _positive({name: text}, name, where)
 

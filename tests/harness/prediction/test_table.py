@@ -52,6 +52,14 @@ def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
     assert (row.family, row.batch_size, row.seconds) == ("mobilenet-v2", 1, None)
 
 
+def test_integers_are_read_as_other_programs_write_them(tmp_path: Path) -> None:
+    """A column with empty cells becomes one of floating-point numbers."""
+    cells = {"batch_size": "8.0", "macs_depthwise": "0.000", "weight_elements": "0e+00", "layers": "4.0"}
+    (row,) = read_table(table(tmp_path, cells))
+    assert row.features is not None
+    assert (row.batch_size, row.features.vector()) == (8, (1e6, 0, 0, 5000, 4, 64))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
