@@ -27,7 +27,7 @@ from joulewatch_harness.prediction.features import (
     features_of_builtin,
     features_of_model,
 )
-from joulewatch_harness.prediction.table import TEXTS, Row, read_csv, rows_of
+from joulewatch_harness.prediction.table import COLUMNS, TEXTS, Row, read_csv, rows_of
 
 Lines = Mapping[int, Mapping[str, str]]
 Converter = Callable[[Lines, str], list[Row]]
@@ -57,7 +57,6 @@ def _edge(lines: Lines, source: str) -> list[Row]:
         lines,
         source,
         lambda line: {
-            **{name: line[name] for name in ("network", "family", "platform", "precision", *FEATURES)},
             "device": line["hardware"],
             "runtime": line["framework"],
             "scope": "wall",
@@ -133,7 +132,15 @@ _CONVERTERS: Final[tuple[tuple[set[str], Converter], ...]] = (
 
 
 def _converted(lines: Lines, source: str, convert: Callable[[Mapping[str, str]], dict[str, str]]) -> list[Row]:
-    return rows_of({number: convert(line) for number, line in lines.items()}, source, ())
+    """Return the rows of a published table; columns of ``table.COLUMNS`` that it has replace the converted ones."""
+    try:
+        converted = {
+            number: {**convert(line), **{name: line[name] for name in COLUMNS if name in line}}
+            for number, line in lines.items()
+        }
+    except KeyError as error:
+        raise ConfigError(f"{source}: missing columns: {error.args[0]}") from error
+    return rows_of(converted, source, TEXTS)
 
 
 def _scaled(text: str, factor: float) -> str:

@@ -32,6 +32,7 @@ SAME_FEATURES: Final = 0.01
 """Two rows of one network may differ by this much in a feature."""
 _MAY_BE_ZERO: Final = ("macs_dense", "macs_depthwise", "weight_elements")
 _MOST_ROWS_NAMED: Final = 6
+_UNIT: Final = re.compile(r"(^|_)units?($|_)", re.I)
 _QUANTITY: Final = re.compile(r"joule|energy|latency|second|(^|_)(unit|units|mj|uj|ms|us|wh|watts?|power)($|_)", re.I)
 
 
@@ -209,6 +210,9 @@ def _check_header(header: Iterable[str], source: str, required: Iterable[str]) -
     if missing:
         hint = f"; {', '.join(odd)}: convert to joules_per_inference and seconds_per_inference" if odd else ""
         raise ConfigError(f"{source}: missing columns: {', '.join(missing)}{hint}")
+    # Next to energy and time in base units, others cannot be mistaken for them; a unit would contradict them.
+    if "seconds_per_inference" in names:
+        odd = [name for name in odd if _UNIT.search(name)]
     if odd:
         raise ConfigError(
             f"{source}: {', '.join(odd)}: energies belong in joules_per_inference (J), times in seconds_per_inference "

@@ -78,13 +78,22 @@ def test_integers_are_read_as_other_programs_write_them(tmp_path: Path) -> None:
         ({"scope": "wal"}, "row 3: unknown scope 'wal'; did you mean wall?"),
         ({"layers": ""}, "row 3: layers is empty"),
         ({"energy_unit": "mJ"}, "energy_unit: energies belong in joules_per_inference (J)"),
-        ({"latency_ms": "3"}, "latency_ms: energies belong in joules_per_inference (J)"),
     ],
 )
 def test_a_bad_cell_is_an_error_that_names_it(tmp_path: Path, change: dict[str, str], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_table(table(tmp_path, {}, {"network": "net-2", **change}))
     assert text in str(caught.value)
+
+
+def test_other_quantities_are_an_error_only_if_they_may_be_the_energy_or_the_time(tmp_path: Path) -> None:
+    others = {"latency_ms": "3", "energy_mj": "5", "power_mode": "15 W"}
+    (row,) = read_table(table(tmp_path, others))
+    assert (row.joules, row.seconds) == (0.1, 0.02)
+    ((*_, seconds),) = read_networks(table(tmp_path, others, without=("joules_per_inference",)))
+    assert seconds == 0.02
+    with pytest.raises(ConfigError, match=r"latency_ms: energies belong in .*, times in seconds_per_inference"):
+        read_table(table(tmp_path, {"latency_ms": "3"}, without=("seconds_per_inference",)))
 
 
 def test_a_table_in_millijoules_is_an_error_with_the_fix(tmp_path: Path) -> None:
@@ -140,6 +149,20 @@ def test_published_tables_are_converted_to_joules_and_seconds(tmp_path: Path) ->
         "Xavier,x,TensorRT,resnet50,Offline,2000,Samples/s,0.05\n"
     )
     assert [row.seconds for row in read_table(closed)] == [pytest.approx(1e-3), pytest.approx(5e-4)]
+
+
+def test_documented_columns_of_a_published_table_replace_the_converted_ones(tmp_path: Path) -> None:
+    path = tmp_path / "edge.csv"
+    header = "hardware,framework,energy_mj_per_inference,latency_p90_ms,network,precision"
+    path.write_text(f"{header},device,batch_size,scope\nPi,TFLite,5,2,net-1,fp32,pi-4,8,rails\n")
+    (row,) = read_table(path)
+    assert (row.key, row.batch_size, row.joules) == (("rails", "pi-4", "TFLite", "fp32"), 8, pytest.approx(5e-3))
+    path.write_text(f"{header.removesuffix(',precision')}\nPi,TFLite,5,2,net-1\n")
+    with pytest.raises(ConfigError, match=r"edge\.csv: missing columns: precision"):
+        read_table(path)
+    path.write_text("SystemName,joules_per_sample,perf_units\nXavier,0.1,Samples/s\n")
+    with pytest.raises(ConfigError, match=r"edge\.csv: missing columns: Model"):
+        read_table(path)
 
 
 @pytest.mark.parametrize(
