@@ -17,9 +17,9 @@ from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 
 if TYPE_CHECKING:
     from joulewatch_harness.delivery.annotations import Sample
-    from joulewatch_harness.prediction.features import Features
     from joulewatch_harness.prediction.fit import Fit
     from joulewatch_harness.prediction.predict import Prediction, Request
+    from joulewatch_harness.prediction.table import Network
 
 FINN_FLAGS: Final = ("clock_mhz", "driver_seconds", "host_watts")
 EXIT_REFUSED = PredictionRefusedError.exit_code
@@ -120,11 +120,12 @@ def run(args: argparse.Namespace) -> int:
     networks = find_networks(args.network, network_options(args.option, None), fit)
     requests = [
         Request(
-            network=name, family=family, features=features, device=args.device, runtime=args.runtime,
-            precision=args.precision, batch_sizes=tuple(batch_sizes),
-            seconds=seconds if args.latency is None else args.latency, calibration=tuple(calibration),
+            network=one.name, family=one.family, features=one.features, device=args.device, runtime=args.runtime,
+            precision=args.precision,
+            batch_sizes=tuple(batch_sizes) or (() if one.batch_size is None else (one.batch_size,)),
+            seconds=one.seconds if args.latency is None else args.latency, calibration=tuple(calibration),
         )
-        for name, family, features, seconds in networks
+        for one in networks
     ]  # fmt: skip
     if args.plan is not None:
         return write_plan(fit, requests, args)
@@ -278,8 +279,8 @@ def predict_finn(args: argparse.Namespace) -> list[Prediction]:
     return predict_designs(read_designs(Path(args.network), args.folding, clock), find_card(args.device), setting)
 
 
-def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[tuple[str, str, Features, float | None]]:
-    """Return name, family, features and measured seconds (None: unknown) of the networks that ``word`` names.
+def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[Network]:
+    """Return the networks that ``word`` names.
 
     Raises:
         ConfigError: It names no network, or an operator has no known cost.
@@ -287,7 +288,7 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
     from joulewatch_harness.names import unknown
     from joulewatch_harness.networks import BUILTIN
     from joulewatch_harness.prediction.features import family_of, features_of_builtin, features_of_model
-    from joulewatch_harness.prediction.table import read_networks
+    from joulewatch_harness.prediction.table import Network, read_networks
 
     path = Path(word)
     if path.suffix.lower() == ".csv":
@@ -295,14 +296,14 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
     fitted = {name: row for model in fit.models for name, row in model.networks.items()}
     if path.suffix == ".onnx":
         family = fitted[path.stem].family if path.stem in fitted else family_of(path.stem)
-        return [(path.stem, family, features_of_model(path, options), None)]
+        return [Network(name=path.stem, family=family, features=features_of_model(path, options))]
     if word in fitted and not options:
         features = fitted[word].features
         assert features is not None
-        return [(word, fitted[word].family, features, None)]
+        return [Network(name=word, family=fitted[word].family, features=features)]
     if word in BUILTIN:
         name = " ".join([word, *(f"{key}={options[key]}" for key in BUILTIN[word].options if key in options)])
-        return [(name, word, features_of_builtin(word, options), None)]
+        return [Network(name=name, family=word, features=features_of_builtin(word, options))]
     if word in fitted:
         raise ConfigError(f"--option: the features of {word!r} are those of the fit; omit the option")
     raise ConfigError(f"{unknown('network', word, {*BUILTIN, *fitted})}; a model file is named FILE.onnx")

@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         networks = find_networks(args.network, network_options(args.option, None), fit)
         if len(networks) != 1:
             raise ConfigError(f"{args.network}: give one network")
-        name, family, features, _ = networks[0]
-        candidates, excluded = candidates_of_fit(fit, (name, family, features), args.devices, cards)
+        network = (networks[0].name, networks[0].family, networks[0].features)
+        candidates, excluded = candidates_of_fit(fit, network, args.devices, cards)
     else:
         for name in args.devices:
             find_card(name)

@@ -66,8 +66,21 @@ class Row:
         return self.scope, self.device, self.runtime, self.precision
 
 
-def read_networks(path: Path) -> list[tuple[str, str, Features, float | None]]:
-    """Read name, family, features and seconds per inference (None: not given) of the networks of a CSV file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network to predict."""
+
+    name: str
+    family: str
+    features: Features
+    seconds: float | None = None
+    """Measured, per inference; None: not known."""
+    batch_size: int | None = None
+    """None: not given."""
+
+
+def read_networks(path: Path) -> list[Network]:
+    """Read the networks of a CSV file.
 
     Raises:
         ConfigError: The file cannot be read, or a row is not valid.
@@ -77,11 +90,18 @@ def read_networks(path: Path) -> list[tuple[str, str, Features, float | None]]:
     networks = []
     for number, line in lines.items():
         where = f"{path} row {number}"
-        seconds = _positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None
         features = _features(line, where)
         if features is None:
             raise ConfigError(f"{where}: {', '.join(FEATURES)} are empty")
-        networks.append((line["network"], line.get("family") or family_of(line["network"]), features, seconds))
+        networks.append(
+            Network(
+                name=line["network"],
+                family=line.get("family") or family_of(line["network"]),
+                features=features,
+                seconds=_positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None,
+                batch_size=_batch_size(line["batch_size"], where) if line.get("batch_size") else None,
+            )
+        )
     return networks
 
 

@@ -110,6 +110,15 @@ def test_a_table_of_networks_is_predicted_row_by_row(
     assert "huge" in err
 
 
+def test_the_batch_size_of_a_row_is_predicted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its latency is that of this batch size; ``--batch-sizes`` replaces it."""
+    table = write(tmp_path / "networks.csv", device_rows(1, SHAPES[1:3]), batch_size="4", seconds_per_inference="")
+    for words, sizes in (((), ["4", "4"]), (("--batch-sizes", "1,2"), ["1", "2", "1", "2"])):
+        assert main(["predict", str(table), "--fit", str(model), "--device", "board 1", "--format", "csv", *words]) == 0
+        rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert [row["batch_size"] for row in rows] == sizes
+
+
 def test_a_new_device_is_predicted_from_a_table_of_calibration_runs(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

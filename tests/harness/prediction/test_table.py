@@ -90,8 +90,8 @@ def test_other_quantities_are_an_error_only_if_they_may_be_the_energy_or_the_tim
     others = {"latency_ms": "3", "energy_mj": "5", "power_mode": "15 W"}
     (row,) = read_table(table(tmp_path, others))
     assert (row.joules, row.seconds) == (0.1, 0.02)
-    ((*_, seconds),) = read_networks(table(tmp_path, others, without=("joules_per_inference",)))
-    assert seconds == 0.02
+    (network,) = read_networks(table(tmp_path, others, without=("joules_per_inference",)))
+    assert network.seconds == 0.02
     with pytest.raises(ConfigError, match=r"latency_ms: energies belong in .*, times in seconds_per_inference"):
         read_table(table(tmp_path, {"latency_ms": "3"}, without=("seconds_per_inference",)))
 
@@ -213,8 +213,8 @@ def test_a_table_of_networks_with_a_header_only_is_an_error(tmp_path: Path) -> N
 
 
 def test_networks_are_read_with_their_latency(tmp_path: Path) -> None:
-    ((name, family, features, seconds),) = read_networks(table(tmp_path, {}, without=("joules_per_inference",)))
-    assert (name, family, features.layers, seconds) == ("net-1", "net", 4, 0.02)
+    (one,) = read_networks(table(tmp_path, {}, without=("joules_per_inference",)))
+    assert (one.name, one.family, one.features.layers, one.seconds, one.batch_size) == ("net-1", "net", 4, 0.02, 1)
 
 
 def result(**settings: Any) -> Any:
