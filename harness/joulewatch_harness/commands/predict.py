@@ -290,17 +290,21 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[N
     from joulewatch_harness.prediction.features import family_of, features_of_builtin, features_of_model
     from joulewatch_harness.prediction.table import Network, read_networks
 
-    path = Path(word)
-    if path.suffix.lower() == ".csv":
-        return read_networks(path)
     fitted = {name: row for model in fit.models for name, row in model.networks.items()}
-    if path.suffix == ".onnx":
-        family = fitted[path.stem].family if path.stem in fitted else family_of(path.stem)
-        return [Network(name=path.stem, family=family, features=features_of_model(path, options))]
-    if word in fitted and not options:
+
+    def family(name: str) -> str:
+        return fitted[name].family if name in fitted else family_of(name)
+
+    path = Path(word)
+    is_file = path.suffix.lower() in (".csv", ".onnx") and path.is_file()
+    if word in fitted and not options and not is_file:
         features = fitted[word].features
         assert features is not None
-        return [Network(name=word, family=fitted[word].family, features=features)]
+        return [Network(name=word, family=family(word), features=features)]
+    if path.suffix.lower() == ".csv":
+        return [replace(one, family=one.family or family(one.name)) for one in read_networks(path)]
+    if path.suffix == ".onnx":
+        return [Network(name=path.stem, family=family(path.stem), features=features_of_model(path, options))]
     if word in BUILTIN:
         name = " ".join([word, *(f"{key}={options[key]}" for key in BUILTIN[word].options if key in options)])
         return [Network(name=name, family=word, features=features_of_builtin(word, options))]

@@ -72,6 +72,7 @@ class Network:
 
     name: str
     family: str
+    """Empty: not given."""
     features: Features
     seconds: float | None = None
     """Measured, per inference; None: not known."""
@@ -96,7 +97,7 @@ def read_networks(path: Path) -> list[Network]:
         networks.append(
             Network(
                 name=line["network"],
-                family=line.get("family") or family_of(line["network"]),
+                family=line.get("family", ""),
                 features=features,
                 seconds=_positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None,
                 batch_size=_batch_size(line["batch_size"], where) if line.get("batch_size") else None,

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_the_batch_size_of_a_row_is_predicted(model: Path, tmp_path: Path, capsy
         assert main(["predict", str(table), "--fit", str(model), "--device", "board 1", "--format", "csv", *words]) == 0
         rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
         assert [row["batch_size"] for row in rows] == sizes
+
+
+def test_names_and_families_are_those_of_the_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network may be named like a file that is not there; its family need not follow from its name."""
+    rows = [replace(row, network=f"{row.network}x.onnx") for row in device_rows(1, SHAPES[::3])]
+    table, out = write(tmp_path / "table.csv", rows, family="all"), tmp_path / "model.json"
+    assert main(["fit", str(table), "--out", str(out)]) == 0
+    networks = write(tmp_path / "networks.csv", rows[5:6], family="")
+    predicted = []
+    for word in (rows[5].network, str(networks)):
+        capsys.readouterr()
+        words = ["predict", word, "--fit", str(out), "--device", "board 1", "--batch-sizes", "1", "--format", "json"]
+        assert main(words if word == str(networks) else [*words, "--latency", str(rows[5].seconds)]) == 0
+        predicted.append(json.loads(capsys.readouterr().out)["predictions"])
+    assert predicted[0] == predicted[1]
+    assert not predicted[0][0]["notes"]
 
 
 def test_a_new_device_is_predicted_from_a_table_of_calibration_runs(

@@ -207,6 +207,11 @@ def test_rows_and_columns_of_spreadsheets_that_are_empty_are_ignored(tmp_path: P
         read_networks(path)
 
 
+def test_the_family_of_a_network_is_that_of_its_row_or_empty(tmp_path: Path) -> None:
+    networks = read_networks(table(tmp_path, {}, {"network": "net-2", "family": ""}))
+    assert [one.family for one in networks] == ["net", ""]
+
+
 def test_a_table_of_networks_with_a_header_only_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"table\.csv: no rows"):
         read_networks(table(tmp_path))
