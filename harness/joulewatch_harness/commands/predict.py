@@ -287,8 +287,9 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[N
     """
     from joulewatch_harness.names import unknown
     from joulewatch_harness.networks import BUILTIN
+    from joulewatch_harness.prediction.converters import read_networks
     from joulewatch_harness.prediction.features import family_of, features_of_builtin, features_of_model
-    from joulewatch_harness.prediction.table import Network, read_networks
+    from joulewatch_harness.prediction.table import Network
 
     fitted = {name: row for model in fit.models for name, row in model.networks.items()}
 

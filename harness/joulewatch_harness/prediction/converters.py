@@ -12,7 +12,7 @@ cannot be fitted without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +27,10 @@ from joulewatch_harness.prediction.features import (
     features_of_builtin,
     features_of_model,
 )
-from joulewatch_harness.prediction.table import COLUMNS, TEXTS, Row, read_csv, rows_of
+from joulewatch_harness.prediction.table import COLUMNS, TEXTS, Network, Row, networks_of, read_csv, rows_of
 
-Lines = Mapping[int, Mapping[str, str]]
-Converter = Callable[[Lines, str], list[Row]]
+Converter = Callable[[Mapping[str, str]], dict[str, str]]
+"""Returns the documented columns of a row."""
 
 
 def read_table(path: Path) -> list[Row]:
@@ -39,88 +39,86 @@ def read_table(path: Path) -> list[Row]:
     Raises:
         ConfigError: The file cannot be read, or a row is not valid; the text names the file and the rows.
     """
+    lines, converted = _read(path)
+    return rows_of(lines, str(path), (*TEXTS, "joules_per_inference", *(() if converted else FEATURES)))
+
+
+def read_networks(path: Path) -> list[Network]:
+    """Read the networks of such a file; their energies are ignored.
+
+    Raises:
+        ConfigError: The file cannot be read, or a row is not valid.
+    """
+    return networks_of(_read(path)[0], str(path))
+
+
+def _read(path: Path) -> tuple[Mapping[int, Mapping[str, str]], bool]:
+    """Return the rows, and whether they were converted; documented columns that are there replace converted ones."""
     lines = read_csv(path)
-    convert = converter_for(tuple(next(iter(lines.values()))))
-    if convert is not None:
-        return convert(lines, str(path))
-    return rows_of(lines, str(path), required=(*TEXTS, "joules_per_inference", *FEATURES))
+    header = set(next(iter(lines.values())))
+    convert = next((convert for needed, convert in _CONVERTERS if needed <= header), None)
+    if convert is None:
+        return lines, False
+    try:
+        converted = {
+            number: {**convert(line), **{name: line[name] for name in COLUMNS if name in line}}
+            for number, line in lines.items()
+        }
+    except KeyError as error:
+        raise ConfigError(f"{path}: missing columns: {error.args[0]}") from error
+    return converted, True
 
 
-def converter_for(header: Sequence[str]) -> Converter | None:
-    """Return the converter for a table with this header; None if no converter knows it."""
-    names = set(header)
-    return next((convert for needed, convert in _CONVERTERS if needed <= names), None)
+def _edge(line: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "device": line["hardware"],
+        "runtime": line["framework"],
+        "scope": "wall",
+        "joules_per_inference": _scaled(line["energy_mj_per_inference"], 1e-3),
+        "seconds_per_inference": _scaled(line["latency_p90_ms"], 1e-3),
+    }
 
 
-def _edge(lines: Lines, source: str) -> list[Row]:
-    return _converted(
-        lines,
-        source,
-        lambda line: {
-            "device": line["hardware"],
-            "runtime": line["framework"],
-            "scope": "wall",
-            "joules_per_inference": _scaled(line["energy_mj_per_inference"], 1e-3),
-            "seconds_per_inference": _scaled(line["latency_p90_ms"], 1e-3),
-        },
-    )
+def _closed(line: Mapping[str, str]) -> dict[str, str]:
+    value = line["performance"]
+    samples = 8 if line["Scenario"] == "MultiStream" else 1
+    return {
+        "network": line["Model"],
+        "device": line["SystemName"],
+        "platform": line["Platform"],
+        "runtime": f"{line['framework']}, {line['Scenario']}",
+        "precision": "unknown",
+        "scope": "wall",
+        "joules_per_inference": line["joules_per_sample"],
+        "seconds_per_inference": _scaled(value, 1e-3 / samples)
+        if line["perf_units"] == "Latency (ms)"
+        else _inverse(value),
+    }
 
 
-def _closed(lines: Lines, source: str) -> list[Row]:
-    def seconds(line: Mapping[str, str]) -> str:
-        value = line["performance"]
-        if line["perf_units"] == "Latency (ms)":
-            return _scaled(value, 1e-3 / (8 if line["Scenario"] == "MultiStream" else 1))
-        return _inverse(value)
-
-    return _converted(
-        lines,
-        source,
-        lambda line: {
-            "network": line["Model"],
-            "device": line["SystemName"],
-            "platform": line["Platform"],
-            "runtime": f"{line['framework']}, {line['Scenario']}",
-            "precision": "unknown",
-            "scope": "wall",
-            "joules_per_inference": line["joules_per_sample"],
-            "seconds_per_inference": seconds(line),
-        },
-    )
+def _tiny(line: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "network": line["benchmark"],
+        "device": line["Board Name"],
+        "platform": f"{line['Submitter']}, {line['mlperf_tiny_round']}",
+        "runtime": line["Inference Framework"] or "unknown",
+        "precision": "unknown",
+        "scope": "wall",
+        "joules_per_inference": _scaled(line["energy_uj_per_inference"], 1e-6),
+        "seconds_per_inference": _inverse(line["throughput_inferences_per_second"]),
+    }
 
 
-def _tiny(lines: Lines, source: str) -> list[Row]:
-    return _converted(
-        lines,
-        source,
-        lambda line: {
-            "network": line["benchmark"],
-            "device": line["Board Name"],
-            "platform": f"{line['Submitter']}, {line['mlperf_tiny_round']}",
-            "runtime": line["Inference Framework"] or "unknown",
-            "precision": "unknown",
-            "scope": "wall",
-            "joules_per_inference": _scaled(line["energy_uj_per_inference"], 1e-6),
-            "seconds_per_inference": _inverse(line["throughput_inferences_per_second"]),
-        },
-    )
-
-
-def _finn(lines: Lines, source: str) -> list[Row]:
-    return _converted(
-        lines,
-        source,
-        lambda line: {
-            "network": line["network"],
-            "device": line["board"],
-            "platform": line["experiment"],
-            "runtime": "FINN",
-            "precision": "quantized",
-            "scope": "rails",
-            "joules_per_inference": _scaled(line["meas_energy_mj_per_inference"], 1e-3),
-            "seconds_per_inference": _inverse(line["meas_fps"]),
-        },
-    )
+def _finn(line: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "device": line["board"],
+        "platform": line["experiment"],
+        "runtime": "FINN",
+        "precision": "quantized",
+        "scope": "rails",
+        "joules_per_inference": _scaled(line["meas_energy_mj_per_inference"], 1e-3),
+        "seconds_per_inference": _inverse(line["meas_fps"]),
+    }
 
 
 _CONVERTERS: Final[tuple[tuple[set[str], Converter], ...]] = (
@@ -129,18 +127,6 @@ _CONVERTERS: Final[tuple[tuple[set[str], Converter], ...]] = (
     ({"Board Name", "energy_uj_per_inference"}, _tiny),
     ({"board", "meas_energy_mj_per_inference"}, _finn),
 )
-
-
-def _converted(lines: Lines, source: str, convert: Callable[[Mapping[str, str]], dict[str, str]]) -> list[Row]:
-    """Return the rows of a published table; columns of ``table.COLUMNS`` that it has replace the converted ones."""
-    try:
-        converted = {
-            number: {**convert(line), **{name: line[name] for name in COLUMNS if name in line}}
-            for number, line in lines.items()
-        }
-    except KeyError as error:
-        raise ConfigError(f"{source}: missing columns: {error.args[0]}") from error
-    return rows_of(converted, source, TEXTS)
 
 
 def _scaled(text: str, factor: float) -> str:

@@ -80,17 +80,16 @@ class Network:
     """None: not given."""
 
 
-def read_networks(path: Path) -> list[Network]:
-    """Read the networks of a CSV file.
+def networks_of(lines: Mapping[int, Mapping[str, str]], source: str) -> list[Network]:
+    """Return the networks of a table, at least one.
 
     Raises:
-        ConfigError: The file cannot be read, or a row is not valid.
+        ConfigError: A column or a cell is missing or not valid.
     """
-    lines = read_csv(path)
-    _check_header(next(iter(lines.values())), str(path), ("network", *FEATURES))
+    _check_header(next(iter(lines.values())), source, ("network", *FEATURES))
     networks = []
     for number, line in lines.items():
-        where = f"{path} row {number}"
+        where = f"{source} row {number}"
         features = _features(line, where)
         if features is None:
             raise ConfigError(f"{where}: {', '.join(FEATURES)} are empty")

@@ -11,9 +11,9 @@ import pytest
 
 from joulewatch_harness.analysis.results.stored_results import read_document
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.prediction.converters import device_of, network_of, read_table, rows_of_run
+from joulewatch_harness.prediction.converters import device_of, network_of, read_networks, read_table, rows_of_run
 from joulewatch_harness.prediction.features import family_of
-from joulewatch_harness.prediction.table import COLUMNS, check_rows, read_networks
+from joulewatch_harness.prediction.table import COLUMNS, check_rows
 from support.paths import ROOT
 
 DATA = ROOT / "tests" / "benchmarks" / "data" / "prediction"
@@ -161,7 +161,7 @@ def test_documented_columns_of_a_published_table_replace_the_converted_ones(tmp_
     with pytest.raises(ConfigError, match=r"edge\.csv: missing columns: precision"):
         read_table(path)
     path.write_text("SystemName,joules_per_sample,perf_units\nXavier,0.1,Samples/s\n")
-    with pytest.raises(ConfigError, match=r"edge\.csv: missing columns: Model"):
+    with pytest.raises(ConfigError, match=r"edge\.csv: missing columns: performance"):
         read_table(path)
 
 
@@ -205,6 +205,16 @@ def test_rows_and_columns_of_spreadsheets_that_are_empty_are_ignored(tmp_path: P
     path.write_text("\n".join([header, first, "", empty, bad]))
     with pytest.raises(ConfigError, match="row 5: layers must be"):
         read_networks(path)
+
+
+def test_rows_of_a_published_table_are_networks() -> None:
+    """Rows that were excluded from the fit are predicted as they are."""
+    first = read_networks(DATA / "edge_cnn_energy.csv")[0]
+    assert (first.name, first.family, first.seconds) == (
+        "mobilenet-v2-1.3-224", "mobilenet-v2", pytest.approx(0.0726539),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="missing columns: macs_dense"):
+        read_networks(DATA / "mlperf_tiny_energy.csv")
 
 
 def test_the_family_of_a_network_is_that_of_its_row_or_empty(tmp_path: Path) -> None:
