@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     for word in args.finn:
         candidates += _finn(word, args, cards)
     run_words = f"--model {args.network}" if args.network.endswith(".onnx") else f"--network {args.network}"
-    unknown = without_numbers(args.devices, candidates, run_words)
+    unknown = without_numbers(args.devices, candidates, run_words, cards)
     found = recommend(candidates, rate, args.max_latency, excluded, unknown)
     if args.format == "json":
         sys.stdout.write(recommend_report.recommend_json(found, costs))

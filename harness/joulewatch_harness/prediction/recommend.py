@@ -220,11 +220,12 @@ def candidates_of_fit(
     """
     of_fit = {model.device for model in fit.models}
     refuse_unknown("--devices", "device", [name for name in devices if not _has_card(name, own_cards)], of_fit)
+    wanted = {alias for name in devices for alias in _names(name, own_cards)}
     name, family, features = network
     found: list[Candidate] = []
     excluded: dict[str, Exclusion] = {}
     for model in fit.models:
-        if devices and model.device not in devices:
+        if devices and model.device not in wanted:
             continue
         title = f"{model.device}, {model.runtime}, {model.precision}"
         if model.scope == "net":
@@ -260,7 +261,7 @@ def idle_of(device: str, scope: str, own_cards: Sequence[Card], measured: float 
         own_cards: Cards that replace all else.
         measured: Idle power that was measured with the energies; it replaces the card of joulewatch.
     """
-    own = next((card for card in own_cards if device in (card.name, card.title, *card.devices)), None)
+    own = _own_card(device, own_cards)
     if own is None and measured is not None:
         return Idle(watts=measured, measured=True)
     card = own or _shipped_card(device)
@@ -274,9 +275,18 @@ def _shipped_card(device: str) -> Card | None:
         return None
 
 
+def _own_card(device: str, own_cards: Sequence[Card]) -> Card | None:
+    return next((card for card in own_cards if device in (card.name, card.title, *card.devices)), None)
+
+
 def _has_card(device: str, own_cards: Sequence[Card]) -> bool:
-    own = any(device in (card.name, card.title, *card.devices) for card in own_cards)
-    return own or _shipped_card(device) is not None
+    return (_own_card(device, own_cards) or _shipped_card(device)) is not None
+
+
+def _names(device: str, own_cards: Sequence[Card]) -> set[str]:
+    """Return the names of a device: this one, and those on its card."""
+    card = _own_card(device, own_cards) or _shipped_card(device)
+    return {device} if card is None else {device, card.name, card.title, *card.devices}
 
 
 def _measured_with_energies(model: DeviceModel) -> float | None:
@@ -295,20 +305,22 @@ def _idle(card: Card, scope: str) -> Idle | None:
     return None if fact is None or fact.scope != wanted else Idle(watts=fact.value, measured=fact.status == "measured")
 
 
-def without_numbers(devices: Sequence[str], candidates: Sequence[Candidate], run: str) -> dict[str, str]:
+def without_numbers(
+    devices: Sequence[str], candidates: Sequence[Candidate], run: str, own_cards: Sequence[Card] = ()
+) -> dict[str, str]:
     """Return the devices that were asked for and have no candidate, with the run that gives one.
 
     Args:
         devices: Names, or cards.
         candidates: Those that can be predicted.
         run: The arguments of ``joulewatch profile`` that measure the network.
+        own_cards: Cards that replace those of joulewatch.
     """
     predicted = {one.prediction.device for one in candidates}
     missing = {}
     for name in devices:
-        card = _shipped_card(name)
-        names = {name} if card is None else {name, card.name, card.title, *card.devices}
-        if not names & predicted:
+        if not _names(name, own_cards) & predicted:
+            card = _shipped_card(name)
             title = name if card is None else card.title
             where = "" if card is None or card.kind != "gpu" else " --runtime tensorrt"
             missing[title] = f"joulewatch profile {run}{where} on it; with a second network, joulewatch fit ranks it"

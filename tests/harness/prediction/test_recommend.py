@@ -406,6 +406,10 @@ def test_the_devices_of_a_fit_are_ranked(fitted: Path, capsys: pytest.CaptureFix
     assert main([*words, "--devices", names[1], "--card", str(mine)]) == 0
     (row,) = json.loads(capsys.readouterr().out)["ranking"]
     assert (row["device"], row["idle_watts"]) == (names[1], 0.5)
+    card = dataclasses.replace(own("board", scope="wall", idle_watts=0.5), devices=(names[1],))
+    mine.write_text(card_yaml(card), encoding="utf-8")
+    assert main([*words, "--devices", "mine", "--card", str(mine)]) == 0
+    assert json.loads(capsys.readouterr().out)["ranking"] == [row]
     assert main([*words, "--devices", "nothing"]) == 2
     assert "--devices: unknown device 'nothing'" in capsys.readouterr().err
     assert main([*words[:-4], "--max-latency", "1e-9"]) == 1
