@@ -19,7 +19,6 @@ from kit import (
     Panel,
     Variable,
     by_server,
-    columns,
     data_source_variable,
     data_table,
     link,
@@ -34,7 +33,6 @@ from kit import (
     single_stat,
     state_timeline,
     time_series,
-    transformation,
     with_name,
 )
 from runs import (
@@ -285,12 +283,8 @@ def results_row() -> list[Panel]:
             size=(24, 6),
             no_value="No findings, or no results yet: joulewatch analyze RUN --prometheus URL --publish",
             kind=data_table(
-                [
-                    columns(
-                        [("run", "Run"), ("severity", "Severity"), ("reason", "Reason"), ("Value", "Findings")],
-                        hidden=["Time"],
-                    )
-                ]
+                {"run": "Run", "severity": "Severity", "reason": "Reason", "Value": "Findings"},
+                rows=(),
             ),
             overrides=[override("byName", "Run", custom__width=215)],
         ),
@@ -318,25 +312,19 @@ def predictions_panel() -> Panel:
         size=(24, 8),
         no_value="No predictions: joulewatch predict NETWORK --fit FILE --device NAME --prometheus URL --publish",
         kind=data_table(
-            [
-                transformation("merge"),
-                columns(
-                    [
-                        ("network", "Network"),
-                        ("device", "Device"),
-                        ("runtime", "Runtime"),
-                        ("precision", "Precision"),
-                        ("scope", "Scope"),
-                        ("batch_size", "Batch size"),
-                        ("method", "Method"),
-                        ("Value #B", "Low"),
-                        ("Value #A", "Median"),
-                        ("Value #C", "High"),
-                        ("Value #D", "Throughput"),
-                    ],
-                    hidden=["Time"],
-                ),
-            ]
+            {
+                "network": "Network",
+                "device": "Device",
+                "runtime": "Runtime",
+                "precision": "Precision",
+                "scope": "Scope",
+                "batch_size": "Batch size",
+                "method": "Method",
+                "Value #B": "Low",
+                "Value #A": "Median",
+                "Value #C": "High",
+                "Value #D": "Throughput",
+            }
         ),
         overrides=[
             override("byRegexp", "/^(Runtime|Precision|Scope)$/", custom__width=110),
@@ -361,28 +349,25 @@ def configurations_row() -> list[Panel]:
             ],
             size=(24, 6),
             kind=data_table(
-                [
-                    columns(
-                        [
-                            ("run", "Run"),
-                            ("configuration", "Configuration"),
-                            ("precision", "Requested precision"),
-                            ("actual_precision", "Actual precision"),
-                            ("provider", "Provider"),
-                            ("runtime_version", "Runtime version"),
-                            ("scenario", "Scenario"),
-                            ("server_rate_per_second", "Requested queries/s"),
-                            ("hardware", "Hardware"),
-                            ("nodename", "Host"),
-                            ("kernel", "Kernel"),
-                            ("governor", "Governor"),
-                            ("exporters", "Exporters"),
-                            ("version", "joulewatch"),
-                            ("model_sha256", "Model SHA-256"),
-                        ],
-                        hidden=["Time", "Value", "network", "runtime", "schema", "plan_sha256", "exporter_nodenames"],
-                    )
-                ]
+                {
+                    "run": "Run",
+                    "configuration": "Configuration",
+                    "precision": "Requested precision",
+                    "actual_precision": "Actual precision",
+                    "provider": "Provider",
+                    "runtime_version": "Runtime version",
+                    "scenario": "Scenario",
+                    "server_rate_per_second": "Requested queries/s",
+                    "hardware": "Hardware",
+                    "nodename": "Host",
+                    "kernel": "Kernel",
+                    "governor": "Governor",
+                    "exporters": "Exporters",
+                    "version": "joulewatch",
+                    "model_sha256": "Model SHA-256",
+                },
+                rows=(),
+                hidden=["Value", "network", "runtime", "schema", "plan_sha256", "exporter_nodenames"],
             ),
             overrides=[
                 override("byName", "Configuration", custom__minWidth=260),

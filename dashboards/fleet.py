@@ -9,10 +9,10 @@ import whose
 from grafana_foundation_sdk.builders import dashboard
 from kit import (
     DEVICES_COLOUR,
+    MERGED,
     NODE_COLOUR,
     Panel,
     Variable,
-    columns,
     data_source_variable,
     data_table,
     link,
@@ -236,22 +236,16 @@ def servers_row() -> list[Panel]:
             size=(24, 14),
             no_value=NO_RULES,
             kind=data_table(
-                [
-                    transformation("timeSeriesTable", A={"timeField": "Time", "stat": "lastNotNull"}),
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("host", "Server"),
-                            ("cluster", "Cluster"),
-                            ("Trend #A", "Power in the time range"),
-                            ("Value #B", "Power"),
-                            ("Value #C", "Energy, 24 h"),
-                            ("Value #D", "Cost, 24 h"),
-                            ("Value #E", "CO2, 24 h"),
-                        ],
-                        hidden=["Time"],
-                    ),
-                ],
+                {
+                    "host": "Server",
+                    "cluster": "Cluster",
+                    "Trend #A": "Power in the time range",
+                    "Value #B": "Power",
+                    "Value #C": "Energy, 24 h",
+                    "Value #D": "Cost, 24 h",
+                    "Value #E": "CO2, 24 h",
+                },
+                rows=(transformation("timeSeriesTable", A={"timeField": "Time", "stat": "lastNotNull"}), MERGED),
                 sort=("Power", True),
             ),
             overrides=[
@@ -309,19 +303,13 @@ def energy_row() -> list[Panel]:
             size=(12, 11),
             no_value=NO_RULES,
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("cluster", "Cluster"),
-                            ("Value #D", "Servers"),
-                            ("Value #A", "Energy"),
-                            ("Value #B", "Cost"),
-                            ("Value #C", "CO2"),
-                        ],
-                        hidden=["Time"],
-                    ),
-                ],
+                {
+                    "cluster": "Cluster",
+                    "Value #D": "Servers",
+                    "Value #A": "Energy",
+                    "Value #B": "Cost",
+                    "Value #C": "CO2",
+                },
                 sort=("Energy", True),
             ),
             overrides=[
@@ -350,18 +338,12 @@ def sensors_row() -> list[Panel]:
             size=(13, 11),
             no_value="All sensors work",
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("instance", "Exporter"),
-                            ("cluster", "Cluster"),
-                            ("Value #A", "Down"),
-                            ("Value #B", "Implausible"),
-                        ],
-                        hidden=["Time"],
-                    ),
-                ],
+                {
+                    "instance": "Exporter",
+                    "cluster": "Cluster",
+                    "Value #A": "Down",
+                    "Value #B": "Implausible",
+                },
                 sort=("Down", True),
             ),
             overrides=[

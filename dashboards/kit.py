@@ -270,6 +270,8 @@ def transformation(name: str, **options: object) -> models.DataTransformerConfig
     return models.DataTransformerConfig(name, options=options)
 
 
+MERGED: Final = transformation("merge")
+"""One row for the values of all queries that have the same labels."""
 SORTED_BY_BATCH_SIZE: Final = (
     transformation(
         "convertFieldType", fields={}, conversions=[{"targetField": "batch_size", "destinationType": "number"}]
@@ -279,24 +281,31 @@ SORTED_BY_BATCH_SIZE: Final = (
 """Sorts the rows of a table by batch size, which is text in a label."""
 
 
-def columns(order: Sequence[tuple[str, str]], *, hidden: Sequence[str] = ()) -> models.DataTransformerConfig:
-    """Order and rename the columns of a table: (label, heading) from left to right."""
-    return transformation(
-        "organize",
-        excludeByName=dict.fromkeys(hidden, True),
-        indexByName={name: index for index, (name, _) in enumerate(order)},
-        renameByName=dict(order),
-    )
-
-
 def data_table(
-    transformations: Sequence[models.DataTransformerConfig], *, sort: tuple[str, bool] | None = None
+    columns: Mapping[str, str],
+    *,
+    rows: Sequence[models.DataTransformerConfig] = (MERGED,),
+    hidden: Sequence[str] = (),
+    sort: tuple[str, bool] | None = None,
 ) -> table.Panel:
-    """Return a table panel; ``sort`` is (heading, descending)."""
+    """Return a table panel.
+
+    Args:
+        columns: Field -> heading, from left to right.
+        rows: Transformations of the query results into rows.
+        hidden: Fields that are not shown, in addition to the time.
+        sort: Heading of the column that the rows are sorted by, and whether the order is descending.
+    """
+    organized = transformation(
+        "organize",
+        excludeByName=dict.fromkeys(("Time", *hidden), True),
+        indexByName={name: index for index, name in enumerate(columns)},
+        renameByName=dict(columns),
+    )
     built = (
         table.Panel()
         .color_scheme(colour("fixed", "text"))
-        .transformations(list(transformations))
+        .transformations([*rows, organized])
         .filterable(True)
         .cell_height(commons.TableCellHeight.SM)
     )
@@ -466,7 +475,7 @@ def scatter(by: str, x_label: str) -> tuple[trend.Panel, list[Override]]:
         .color_scheme(colour("palette-classic"))
         .transformations(
             [
-                transformation("merge"),
+                MERGED,
                 transformation("sortBy", fields={}, sort=[{"field": x_column}]),
                 transformation(
                     "groupingToMatrix", columnField=by, rowField=x_column, valueField="Value #A", emptyValue="null"

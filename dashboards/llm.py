@@ -11,7 +11,6 @@ from kit import (
     DEVICES_COLOUR,
     Panel,
     Variable,
-    columns,
     data_source_variable,
     data_table,
     link,
@@ -24,7 +23,6 @@ from kit import (
     scatter,
     single_stat,
     time_series,
-    transformation,
 )
 from whose import NO_WORKLOADS, REASONS, reason_colours
 
@@ -222,20 +220,14 @@ def models_row() -> list[Panel]:
             size=(24, 8),
             no_value=NO_RULES,
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("model", "Model"),
-                            ("cluster", "Cluster"),
-                            ("Value #A", "Output"),
-                            ("Value #B", "Power"),
-                            ("Value #C", "Share of power"),
-                            ("Value #D", "Per token"),
-                        ],
-                        hidden=["Time"],
-                    ),
-                ],
+                {
+                    "model": "Model",
+                    "cluster": "Cluster",
+                    "Value #A": "Output",
+                    "Value #B": "Power",
+                    "Value #C": "Share of power",
+                    "Value #D": "Per token",
+                },
                 sort=("Power", True),
             ),
             overrides=[
@@ -448,19 +440,14 @@ def whose_row() -> list[Panel]:
             size=(12, 11),
             no_value=NO_WORKLOADS,
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("host", "Machine"),
-                            ("kind", "Kind"),
-                            ("workload", "Workload"),
-                            ("Value #A", "Power"),
-                            ("Value #B", "Share"),
-                        ],
-                        hidden=["Time", "__name__", "cluster"],
-                    ),
-                ],
+                {
+                    "host": "Machine",
+                    "kind": "Kind",
+                    "workload": "Workload",
+                    "Value #A": "Power",
+                    "Value #B": "Share",
+                },
+                hidden=["__name__", "cluster"],
                 sort=("Power", True),
             ),
             overrides=[

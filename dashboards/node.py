@@ -21,7 +21,6 @@ from kit import (
     Panel,
     Variable,
     by_server,
-    columns,
     data_source_variable,
     data_table,
     devices_by_host,
@@ -39,7 +38,6 @@ from kit import (
     state_column,
     thresholds,
     time_series,
-    transformation,
     with_name,
 )
 
@@ -216,18 +214,14 @@ def power_row() -> list[Panel]:
             [query(f"sum by ({BY_NAME}) ({with_name(f'increase({DEVICE_ENERGY}{RANGE})', 'device')})", shape="table")],
             size=(12, 9),
             kind=data_table(
-                [
-                    columns(
-                        [
-                            ("Value", "Energy"),
-                            ("component", "Component"),
-                            ("name", "Device"),
-                            ("domain", "Domain"),
-                            ("instance", "Instance"),
-                        ],
-                        hidden=["Time"],
-                    )
-                ],
+                {
+                    "Value": "Energy",
+                    "component": "Component",
+                    "name": "Device",
+                    "domain": "Domain",
+                    "instance": "Instance",
+                },
+                rows=(),
                 sort=("Energy", True),
             ),
             overrides=[
@@ -391,17 +385,14 @@ def sensors_row() -> list[Panel]:
             ],
             size=(24, 7),
             kind=data_table(
-                [
-                    columns(
-                        [
-                            ("instance", "Instance"),
-                            ("collector", "Collector"),
-                            ("device", "Device"),
-                            ("state", "State"),
-                        ],
-                        hidden=["Time", "Value"],
-                    )
-                ],
+                {
+                    "instance": "Instance",
+                    "collector": "Collector",
+                    "device": "Device",
+                    "state": "State",
+                },
+                rows=(),
+                hidden=["Value"],
                 sort=("State", False),
             ),
             overrides=[state_column()],
@@ -421,27 +412,22 @@ def sensors_row() -> list[Panel]:
             ],
             size=(24, 10),
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("instance", "Instance"),
-                            ("scope", "Scope"),
-                            ("component", "Component"),
-                            ("device", "Device"),
-                            ("domain", "Domain"),
-                            ("method", "Method"),
-                            ("collector", "Collector"),
-                            ("reads", "Reads"),
-                            ("model", "Model"),
-                            ("resolution", "Resolution"),
-                            ("accuracy", "Accuracy ±"),
-                            ("Value #B", "Refresh"),
-                            ("source", "Source"),
-                        ],
-                        hidden=["Time", "Value #A", "read_mode", "primary", "host", "accuracy_source"],
-                    ),
-                ],
+                {
+                    "instance": "Instance",
+                    "scope": "Scope",
+                    "component": "Component",
+                    "device": "Device",
+                    "domain": "Domain",
+                    "method": "Method",
+                    "collector": "Collector",
+                    "reads": "Reads",
+                    "model": "Model",
+                    "resolution": "Resolution",
+                    "accuracy": "Accuracy ±",
+                    "Value #B": "Refresh",
+                    "source": "Source",
+                },
+                hidden=["Value #A", "read_mode", "primary", "host", "accuracy_source"],
                 sort=("Scope", False),
             ),
             overrides=[

@@ -9,11 +9,11 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     EVER,
+    MERGED,
     SORTED_BY_BATCH_SIZE,
     Panel,
     Variable,
     as_line,
-    columns,
     data_source_variable,
     data_table,
     link,
@@ -23,7 +23,6 @@ from kit import (
     panel,
     query,
     query_variable,
-    transformation,
 )
 from runs import (
     BY_RESULT,
@@ -123,22 +122,16 @@ def ratios_panel() -> Panel:
         size=(24, 8),
         no_value="Nothing to compare: select several configurations or runs with a batch size of the baseline",
         kind=data_table(
-            [
-                transformation("merge"),
-                *SORTED_BY_BATCH_SIZE,
-                columns(
-                    [
-                        ("run", "Run"),
-                        ("configuration", "Configuration"),
-                        ("batch_size", "Batch size"),
-                        ("Value #A", "Energy ratio"),
-                        ("Value #B", "± energy"),
-                        ("Value #C", "Throughput ratio"),
-                        ("Value #D", "± throughput"),
-                    ],
-                    hidden=["Time"],
-                ),
-            ]
+            {
+                "run": "Run",
+                "configuration": "Configuration",
+                "batch_size": "Batch size",
+                "Value #A": "Energy ratio",
+                "Value #B": "± energy",
+                "Value #C": "Throughput ratio",
+                "Value #D": "± throughput",
+            },
+            rows=(MERGED, *SORTED_BY_BATCH_SIZE),
         ),
         overrides=[
             override("byName", "Run", custom__width=220),
@@ -167,24 +160,18 @@ def components_panel() -> Panel:
         size=(24, 13),
         no_value=NO_RESULTS,
         kind=data_table(
-            [
-                transformation("merge"),
-                *SORTED_BY_BATCH_SIZE,
-                columns(
-                    [
-                        ("run", "Run"),
-                        ("configuration", "Configuration"),
-                        ("batch_size", "Batch size"),
-                        ("component", "Component"),
-                        ("method", "Method"),
-                        ("Value #A", "Gross"),
-                        ("Value #B", "± gross"),
-                        ("Value #C", "Net"),
-                        ("Value #D", "± net"),
-                    ],
-                    hidden=["Time"],
-                ),
-            ]
+            {
+                "run": "Run",
+                "configuration": "Configuration",
+                "batch_size": "Batch size",
+                "component": "Component",
+                "method": "Method",
+                "Value #A": "Gross",
+                "Value #B": "± gross",
+                "Value #C": "Net",
+                "Value #D": "± net",
+            },
+            rows=(MERGED, *SORTED_BY_BATCH_SIZE),
         ),
         overrides=[
             override("byName", "Run", custom__width=220),
@@ -226,19 +213,13 @@ def phases_panel() -> Panel:
         size=(24, 8),
         no_value="No phases: the network reports none",
         kind=data_table(
-            [
-                transformation("merge"),
-                columns(
-                    [
-                        ("run", "Run"),
-                        ("configuration", "Configuration"),
-                        ("phase", "Phase"),
-                        ("Value #A", "Share of time"),
-                        ("Value #B", "Time per inference"),
-                    ],
-                    hidden=["Time"],
-                ),
-            ],
+            {
+                "run": "Run",
+                "configuration": "Configuration",
+                "phase": "Phase",
+                "Value #A": "Share of time",
+                "Value #B": "Time per inference",
+            },
             sort=("Share of time", True),
         ),
         overrides=[

@@ -12,10 +12,10 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     EVER,
+    MERGED,
     SORTED_BY_BATCH_SIZE,
     Panel,
     Variable,
-    columns,
     data_table,
     line_overrides,
     line_variables,
@@ -26,7 +26,6 @@ from kit import (
     panel,
     query,
     query_variable,
-    transformation,
     trend_over_batch_size,
 )
 
@@ -152,26 +151,21 @@ def results_table(*, with_run: bool = False) -> Panel:
         size=(24, 10),
         no_value=NO_RESULTS,
         kind=data_table(
-            [
-                transformation("merge"),
-                *SORTED_BY_BATCH_SIZE,
-                columns(
-                    [
-                        *((("run", "Run"),) if with_run else ()),
-                        ("configuration", "Configuration"),
-                        ("batch_size", "Batch size"),
-                        ("method", "Method"),
-                        ("Value #A", "Gross"),
-                        ("Value #B", "± gross"),
-                        ("Value #C", "Net"),
-                        ("Value #D", "± net"),
-                        ("covers", "± covers"),
-                        ("Value #E", "Throughput"),
-                        ("Value #F", "± throughput"),
-                    ],
-                    hidden=["Time"] if with_run else ["Time", "run"],
-                ),
-            ]
+            {
+                **({"run": "Run"} if with_run else {}),
+                "configuration": "Configuration",
+                "batch_size": "Batch size",
+                "method": "Method",
+                "Value #A": "Gross",
+                "Value #B": "± gross",
+                "Value #C": "Net",
+                "Value #D": "± net",
+                "covers": "± covers",
+                "Value #E": "Throughput",
+                "Value #F": "± throughput",
+            },
+            rows=(MERGED, *SORTED_BY_BATCH_SIZE),
+            hidden=() if with_run else ("run",),
         ),
         overrides=[
             override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
@@ -223,21 +217,16 @@ def runs_panel(height: int) -> Panel:
         size=(24, height),
         no_value="No runs yet: joulewatch profile PLAN --prometheus URL",
         kind=data_table(
-            [
-                transformation("merge"),
-                columns(
-                    [
-                        ("run", "Run"),
-                        ("status", "Status"),
-                        ("network", "Network"),
-                        ("nodename", "Host"),
-                        ("Value #B", "Start"),
-                        ("Value #C", "End"),
-                        ("Value #D", "Length"),
-                    ],
-                    hidden=["Time", "Value #A", "Value #E"],
-                ),
-            ],
+            {
+                "run": "Run",
+                "status": "Status",
+                "network": "Network",
+                "nodename": "Host",
+                "Value #B": "Start",
+                "Value #C": "End",
+                "Value #D": "Length",
+            },
+            hidden=["Value #A", "Value #E"],
             sort=("Run", True),
         ),
         overrides=[

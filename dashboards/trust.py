@@ -11,7 +11,6 @@ from kit import (
     SENSORS,
     Panel,
     Variable,
-    columns,
     data_source_variable,
     data_table,
     link,
@@ -25,7 +24,6 @@ from kit import (
     single_stat,
     thresholds,
     time_series,
-    transformation,
 )
 from runs import WHOLE_RUN, result, run_variable
 
@@ -142,12 +140,8 @@ def audit_row() -> list[Panel]:
             size=(24, 9),
             no_value=NO_FINDINGS,
             kind=data_table(
-                [
-                    columns(
-                        [("run", "Run"), ("severity", "Severity"), ("reason", "Reason"), ("Value", "Findings")],
-                        hidden=["Time"],
-                    )
-                ],
+                {"run": "Run", "severity": "Severity", "reason": "Reason", "Value": "Findings"},
+                rows=(),
                 sort=("Severity", False),
             ),
             overrides=[
@@ -184,21 +178,15 @@ def plausibility_row() -> list[Panel]:
             size=(24, 10),
             no_value="No checks: a check needs two sensors that measure the same power",
             kind=data_table(
-                [
-                    transformation("merge"),
-                    columns(
-                        [
-                            ("Value #A", "Result"),
-                            ("check", "Check"),
-                            ("instance", "Instance"),
-                            ("collector", "Collector"),
-                            ("device", "Device"),
-                            ("domain", "Domain"),
-                            ("Value #B", "Ratio"),
-                        ],
-                        hidden=["Time"],
-                    ),
-                ],
+                {
+                    "Value #A": "Result",
+                    "check": "Check",
+                    "instance": "Instance",
+                    "collector": "Collector",
+                    "device": "Device",
+                    "domain": "Domain",
+                    "Value #B": "Ratio",
+                },
                 sort=("Result", True),
             ),
             overrides=[

@@ -12,7 +12,6 @@ from kit import (
     SENSORS,
     Override,
     Panel,
-    columns,
     data_table,
     override,
     panel,
@@ -20,7 +19,6 @@ from kit import (
     series_colour,
     single_stat,
     time_series,
-    transformation,
 )
 
 from joulewatch_exporter import catalog
@@ -189,7 +187,7 @@ def _not_attributed(expr: str, when: str, unit: str = "joule") -> Panel:
 def _table(title: str, what: str, exprs: Sequence[str], labels: dict[str, str]) -> Panel:
     headings = ("Energy", "At least", "At most", "Share")
     refs = "ABCD"
-    order = [*labels.items(), *((f"Value #{ref}", heading) for ref, heading in zip(refs, headings, strict=True))]
+    columns = labels | {f"Value #{ref}": heading for ref, heading, _ in zip(refs, headings, exprs, strict=False)}
     return panel(
         title,
         f"{what}, largest first. {BOUNDS} Idle energy is not included. PromQL extrapolates: for a report, use "
@@ -198,10 +196,7 @@ def _table(title: str, what: str, exprs: Sequence[str], labels: dict[str, str]) 
         [query(expr, ref=ref, shape="table") for expr, ref in zip(exprs, refs, strict=False)],
         size=(24, 10),
         no_value=NO_WORKLOADS,
-        kind=data_table(
-            [transformation("merge"), columns(order[: len(labels) + len(exprs)], hidden=["Time"])],
-            sort=("Energy", True),
-        ),
+        kind=data_table(columns, sort=("Energy", True)),
         overrides=[
             override("byName", "Share", unit="percentunit", custom__width=90),
             override("byRegexp", "/^(Energy|At least|At most)$/", custom__width=110),
