@@ -67,7 +67,7 @@ def experiment() -> dashboard.Dashboard:
         "Power and load": load_row(),
         "Results": results_row(),
         "Configurations": configurations_row(),
-        "Runs": [runs_panel(9)],
+        "Runs": [runs_panel()],
         "Predictions": [predictions_panel()],
     }
     return (
@@ -179,7 +179,7 @@ def overview_row() -> list[Panel]:
             size=(5, 5),
             kind=single_stat(),
         ),
-        methods_panel(4),
+        methods_panel(),
     ]
 
 

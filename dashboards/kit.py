@@ -349,8 +349,8 @@ def state_column() -> Override:
     )
 
 
-def methods_panel(width: int) -> stat.Panel:
-    """Return the panel that counts device sensors by method; both dashboards have it."""
+def methods_panel() -> stat.Panel:
+    """Return the panel that counts device sensors by method."""
     return panel(
         "Methods",
         "Number of device sensors. counter: the device counts joules; integrated: the exporter integrates the device's "
@@ -363,7 +363,7 @@ def methods_panel(width: int) -> stat.Panel:
                 shape="instant",
             )
         ],
-        size=(width, 5),
+        size=(4, 5),
         kind=single_stat(named=True),
         overrides=[series_colour(name, shade) for name, shade in METHOD_COLOURS.items()],
     )

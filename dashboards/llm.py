@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.builders import dashboard, timeseries
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     DEVICES_COLOUR,
@@ -32,6 +32,7 @@ MOST: Final = 20
 """Series of a panel that would have one per machine or target."""
 MOST_ROWS: Final = 50
 BY_MACHINE: Final = "cluster, host"
+BY_TARGET: Final = "cluster, host, job, instance, model"
 ALL_WATTS: Final = f"host:llm_watts:rate5m{{{BY_HOST}}}"
 OUTPUT: Final = f"host:llm_output_tokens:rate5m{{{BY_HOST}}}"
 INPUT: Final = f"host:llm_input_tokens:rate5m{{{BY_HOST}}}"
@@ -98,6 +99,28 @@ def largest(values: str, by: str, labels: str, most: int = MOST) -> str:
     return f"{values} and on ({labels}) topk({most}, avg_over_time({by}[$__range] @ end()))"
 
 
+def lines(
+    title: str,
+    description: str,
+    unit: str,
+    values: str,
+    legend: str,
+    *,
+    size: tuple[int, int] = (12, 8),
+    no_value: str = NO_RULES,
+) -> timeseries.Panel:
+    """Return a panel with a line for each series, without statistics and filling: they are many."""
+    kind = time_series(calcs=()).fill_opacity(0)
+    return panel(title, description, unit, [query(values, legend)], size=size, no_value=no_value, kind=kind)
+
+
+def by_target(title: str, description: str, unit: str, series: str, no_value: str = NO_RULES) -> timeseries.Panel:
+    """Return a panel with a line for each of the targets whose ``series`` are largest."""
+    return lines(
+        title, description, unit, largest(series, series, BY_TARGET), "{{model}} {{instance}}", no_value=no_value
+    )
+
+
 def now_row() -> list[Panel]:
     def stat(title: str, description: str, unit: str, expr: str, *, decimals: int | None = None) -> Panel:
         kind = single_stat(shade=DEVICES_COLOUR, sparkline=True)
@@ -139,19 +162,13 @@ def now_row() -> list[Panel]:
 
 def energy_row() -> list[Panel]:
     return [
-        panel(
+        lines(
             "Energy per output token by machine",
             f"Mean of the last 5 minutes. The {MOST} machines with the most output tokens.",
             "joule",
-            [
-                query(
-                    largest(PER_OUTPUT, OUTPUT, BY_MACHINE),
-                    "{{host}} {{cluster}}",
-                )
-            ],
+            largest(PER_OUTPUT, OUTPUT, BY_MACHINE),
+            "{{host}} {{cluster}}",
             size=(12, 10),
-            no_value=NO_RULES,
-            kind=time_series(calcs=()).fill_opacity(0),
         ),
         panel(
             "Power by machine",
@@ -162,39 +179,27 @@ def energy_row() -> list[Panel]:
             no_value=NO_RULES,
             kind=time_series(stacked=True, calcs=()),
         ),
-        panel(
+        lines(
             "Energy per input token by machine",
             "Power of the devices divided by the input tokens per second. The energy of output tokens is included: "
             "joulewatch energy --per separates the two.",
             "joule",
-            [
-                query(
-                    largest(f"host:llm_joules_per_input_token:rate5m{{{BY_HOST}}}", INPUT, BY_MACHINE),
-                    "{{host}} {{cluster}}",
-                )
-            ],
-            size=(12, 8),
-            no_value=NO_RULES,
-            kind=time_series(calcs=()).fill_opacity(0),
+            largest(f"host:llm_joules_per_input_token:rate5m{{{BY_HOST}}}", INPUT, BY_MACHINE),
+            "{{host}} {{cluster}}",
         ),
-        panel(
+        lines(
             "Energy per request by machine",
             "Power of the devices divided by the requests per second, of servers that count requests.",
             "joule",
-            [
-                query(
-                    largest(f"host:llm_joules_per_request:rate5m{{{BY_HOST}}}", REQUESTS, BY_MACHINE),
-                    "{{host}} {{cluster}}",
-                )
-            ],
-            size=(12, 8),
-            no_value=NO_RULES,
-            kind=time_series(calcs=()).fill_opacity(0),
+            largest(f"host:llm_joules_per_request:rate5m{{{BY_HOST}}}", REQUESTS, BY_MACHINE),
+            "{{host}} {{cluster}}",
         ),
     ]
 
 
 def models_row() -> list[Panel]:
+    shares = f"sum by (cluster, model) ({SHARE})"
+    tokens = f"sum by (cluster, model) ({TOKENS} and on ({BY_TARGET}) {SHARE})"
     return [
         panel(
             "Models",
@@ -203,19 +208,10 @@ def models_row() -> list[Panel]:
             "included.",
             "watt",
             [
-                query(
-                    f"sum by (cluster, model) ({TOKENS} and on (cluster, host, job, instance, model) {SHARE})",
-                    ref="A",
-                    shape="table",
-                ),
-                query(f"sum by (cluster, model) ({SHARE})", ref="B", shape="table"),
-                query(f"sum by (cluster, model) ({SHARE}) / scalar(sum({SHARE}))", ref="C", shape="table"),
-                query(
-                    f"sum by (cluster, model) ({SHARE}) / (sum by (cluster, model) "
-                    f"({TOKENS} and on (cluster, host, job, instance, model) {SHARE}) > 0)",
-                    ref="D",
-                    shape="table",
-                ),
+                query(tokens, ref="A", shape="table"),
+                query(shares, ref="B", shape="table"),
+                query(f"{shares} / scalar(sum({SHARE}))", ref="C", shape="table"),
+                query(f"{shares} / ({tokens} > 0)", ref="D", shape="table"),
             ],
             size=(24, 8),
             no_value=NO_RULES,
@@ -238,21 +234,14 @@ def models_row() -> list[Panel]:
                 override("byName", "Model", custom__minWidth=110),
             ],
         ),
-        panel(
+        lines(
             "Energy per output token by model",
             "Of all machines that serve a model. Servers on one machine share its power in proportion to their output "
             "tokens: a convention, not a measurement.",
             "joule",
-            [
-                query(
-                    f"sum by (cluster, model) ({SHARE}) / (sum by (cluster, model) "
-                    f"({TOKENS} and on (cluster, host, job, instance, model) {SHARE}) > 0)",
-                    "{{model}} {{cluster}}",
-                )
-            ],
+            f"{shares} / ({tokens} > 0)",
+            "{{model}} {{cluster}}",
             size=(12, 9),
-            no_value=NO_RULES,
-            kind=time_series(calcs=()).fill_opacity(0),
         ),
         panel(
             "Tokens",
@@ -271,22 +260,6 @@ def models_row() -> list[Panel]:
 
 
 def load_row() -> list[Panel]:
-    def by_target(title: str, description: str, unit: str, series: str, size: int) -> Panel:
-        return panel(
-            title,
-            f"{description} The {MOST} targets with the highest mean.",
-            unit,
-            [
-                query(
-                    largest(series, series, "cluster, host, job, instance, model"),
-                    "{{model}} {{instance}}",
-                )
-            ],
-            size=(size, 8),
-            no_value=NO_RULES,
-            kind=time_series(calcs=()).fill_opacity(0),
-        )
-
     running = f"host:llm_requests_running:avg5m{{{BY_HOST}}}"
     points, axis = scatter("host", "requests in progress")
     return [
@@ -320,40 +293,20 @@ def load_row() -> list[Panel]:
         ),
         by_target(
             "Requests in progress",
-            "Requests that the server works on.",
+            f"Requests that the server works on. The {MOST} targets with the highest mean.",
             "short",
             f"instance_model:llm_requests_running:sum{{{BY_MODEL}}}",
-            12,
         ),
         by_target(
             "KV cache in use",
-            "Share of the KV cache.",
+            f"Share of the KV cache. The {MOST} targets with the highest mean.",
             "percentunit",
             f"instance_model:llm_kv_usage:avg{{{BY_MODEL}}}",
-            12,
         ),
     ]
 
 
 def latency_row() -> list[Panel]:
-    def percentile(title: str, description: str, series: str) -> Panel:
-        return panel(
-            title,
-            f"{description} 99th percentile of the last 5 minutes. The {MOST} slowest targets.",
-            "s",
-            [
-                query(
-                    largest(
-                        f"{series}{{{BY_MODEL}}}", f"{series}{{{BY_MODEL}}}", "cluster, host, job, instance, model"
-                    ),
-                    "{{model}} {{instance}}",
-                )
-            ],
-            size=(12, 8),
-            no_value="No data: the server has no such histogram, or the rules are missing",
-            kind=time_series(calcs=()).fill_opacity(0),
-        )
-
     def within(by: str, matchers: str, le: str, at: str = "") -> str:
         return f'sum by ({by}) ({FIRST_TOKENS}{{{matchers}, le="{le}"}}{at})'
 
@@ -362,38 +315,37 @@ def latency_row() -> list[Panel]:
     good = " or ".join(within(BY_MACHINE, f'{BY_HOST}, front_end="{number}"', limit) for number in "01")
     no_limit = "No data: no server has a bucket with this limit, or the rules are missing"
     return [
-        percentile("Time to the first token", "Prefill and queue.", "instance_model:llm_first_token_seconds:p99_5m"),
-        percentile("Time between tokens", "Decode.", "instance_model:llm_inter_token_seconds:p99_5m"),
-        panel(
+        *(
+            by_target(
+                title,
+                f"{phase}. 99th percentile of the last 5 minutes. The {MOST} slowest targets.",
+                "s",
+                f"instance_model:llm_{name}_seconds:p99_5m{{{BY_MODEL}}}",
+                "No data: the server has no such histogram, or the rules are missing",
+            )
+            for title, phase, name in (
+                ("Time to the first token", "Prefill and queue", "first_token"),
+                ("Time between tokens", "Decode", "inter_token"),
+            )
+        ),
+        lines(
             "Requests within the limit",
             "Share of the requests of the last 5 minutes whose first token came within the limit at the top of the "
             f"page. The limits are the buckets of the servers' histograms. The {MOST} models with the most requests.",
             "percentunit",
-            [
-                query(
-                    f"{within(by_model, BY_MODEL, limit)} / ({within(by_model, BY_MODEL, '+Inf')} > 0) "
-                    f"and on ({by_model}) topk({MOST}, {within(by_model, BY_MODEL, '+Inf', ' @ end()')})",
-                    "{{model}} {{cluster}}",
-                )
-            ],
-            size=(12, 8),
+            f"{within(by_model, BY_MODEL, limit)} / ({within(by_model, BY_MODEL, '+Inf')} > 0) "
+            f"and on ({by_model}) topk({MOST}, {within(by_model, BY_MODEL, '+Inf', ' @ end()')})",
+            "{{model}} {{cluster}}",
             no_value=no_limit,
-            kind=time_series(calcs=()).fill_opacity(0).max(1),
-        ),
-        panel(
+        ).max(1),
+        lines(
             "Energy per request within the limit",
             "Power of the devices divided by the requests per second whose first token came within the limit (the "
             f"inverse of goodput per watt). The {MOST} machines with the most output tokens.",
             "joule",
-            [
-                query(
-                    largest(f"{ALL_WATTS} / (({good}) > 0)", OUTPUT, BY_MACHINE),
-                    "{{host}} {{cluster}}",
-                )
-            ],
-            size=(12, 8),
+            largest(f"{ALL_WATTS} / (({good}) > 0)", OUTPUT, BY_MACHINE),
+            "{{host}} {{cluster}}",
             no_value=no_limit,
-            kind=time_series(calcs=()).fill_opacity(0),
         ),
     ]
 

@@ -132,7 +132,7 @@ def overview_row() -> list[Panel]:
             kind=single_stat(shade=DEVICES_COLOUR),
             overrides=[override("byFrameRefID", "B", unit="kwatth")],
         ),
-        methods_panel(4),
+        methods_panel(),
         panel(
             "Down",
             "Number of devices whose last read failed. Their series are absent until a read succeeds. Devices that are "

@@ -52,7 +52,7 @@ def results() -> dashboard.Dashboard:
         "Figure": figure(LINE_LABELS, 13),
         "Comparison": [ratios_panel(), results_table(with_run=True)],
         "Components and phases": [components_panel(), phases_panel()],
-        "Runs": [runs_panel(9)],
+        "Runs": [runs_panel()],
     }
     return (
         new_dashboard(

@@ -179,7 +179,7 @@ def results_table(*, with_run: bool = False) -> Panel:
     )
 
 
-def runs_panel(height: int) -> Panel:
+def runs_panel() -> Panel:
     """Return the list of all runs; each links to the dashboard Experiment with the run's time range."""
     status = catalog.RUN_STATUS.name
     ended = f'last_over_time({status}{{status!="running"}}{EVER})'
@@ -214,7 +214,7 @@ def runs_panel(height: int) -> Panel:
                 shape="table",
             ),
         ],
-        size=(24, height),
+        size=(24, 9),
         no_value="No runs yet: joulewatch profile PLAN --prometheus URL",
         kind=data_table(
             {

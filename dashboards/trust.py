@@ -121,7 +121,7 @@ def overview_row() -> list[Panel]:
             size=(5, 5),
             kind=single_stat(levels=thresholds("green", (1, "red"))),
         ),
-        methods_panel(4),
+        methods_panel(),
     ]
 
 
