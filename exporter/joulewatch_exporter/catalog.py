@@ -82,15 +82,18 @@ class Metric:
     """One metric family, under its full name in the exposition."""
 
     name: str
-    kind: Literal["counter", "gauge"]
     unit: str
     labels: tuple[str, ...]
     help: str
     publisher: Literal["exporter", "harness", "analysis"]
 
+    @property
+    def kind(self) -> Literal["counter", "gauge"]:
+        return "counter" if self.name.endswith("_total") else "gauge"
 
-def _exporter(name: str, kind: Literal["counter", "gauge"], unit: str, labels: tuple[str, ...], text: str) -> Metric:
-    return Metric(name=name, kind=kind, unit=unit, labels=labels, help=text, publisher="exporter")
+
+def _exporter(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(name=name, unit=unit, labels=labels, help=text, publisher="exporter")
 
 
 _ENERGY_TEXT: Final = (
@@ -101,47 +104,42 @@ _POWER_TEXT: Final = "over the last interval between readings (energy counters),
 
 DEVICE_ENERGY: Final = _exporter(
     "joulewatch_device_energy_joules_total",
-    "counter",
     "joules",
     SENSOR_LABELS,
     f"Energy of one device {_ENERGY_TEXT} Devices are disjoint, so they can be summed.",
 )
 NODE_ENERGY: Final = _exporter(
     "joulewatch_node_energy_joules_total",
-    "counter",
     "joules",
     SENSOR_LABELS,
     f"Energy of the whole server {_ENERGY_TEXT} It includes the devices.",
 )
 PART_ENERGY: Final = _exporter(
     "joulewatch_part_energy_joules_total",
-    "counter",
     "joules",
     SENSOR_LABELS,
     f"Energy of a part inside a device {_ENERGY_TEXT} It is included in its device: do not add the two.",
 )
 DEVICE_POWER: Final = _exporter(
-    "joulewatch_device_power_watts", "gauge", "watts", SENSOR_LABELS, f"Power of one device {_POWER_TEXT}"
+    "joulewatch_device_power_watts", "watts", SENSOR_LABELS, f"Power of one device {_POWER_TEXT}"
 )
 NODE_POWER: Final = _exporter(
-    "joulewatch_node_power_watts", "gauge", "watts", SENSOR_LABELS, f"Power of the whole server {_POWER_TEXT}"
+    "joulewatch_node_power_watts", "watts", SENSOR_LABELS, f"Power of the whole server {_POWER_TEXT}"
 )
 PART_POWER: Final = _exporter(
-    "joulewatch_part_power_watts", "gauge", "watts", SENSOR_LABELS, f"Power of a part inside a device {_POWER_TEXT}"
+    "joulewatch_part_power_watts", "watts", SENSOR_LABELS, f"Power of a part inside a device {_POWER_TEXT}"
 )
 ENERGY_BY_SCOPE: Final = {"device": DEVICE_ENERGY, "node": NODE_ENERGY, "part": PART_ENERGY}
 POWER_BY_SCOPE: Final = {"device": DEVICE_POWER, "node": NODE_POWER, "part": PART_POWER}
 
 READ_TIMESTAMP: Final = _exporter(
     "joulewatch_read_timestamp_seconds",
-    "gauge",
     "seconds",
     DEVICE_LABELS,
     "Unix time at which the values of this scrape were read from the device. Use it instead of the scrape time.",
 )
 SENSOR_INFO: Final = _exporter(
     "joulewatch_sensor_info",
-    "gauge",
     "info",
     (
         "scope",
@@ -165,7 +163,6 @@ SENSOR_INFO: Final = _exporter(
 )
 SENSOR_UP: Final = _exporter(
     "joulewatch_sensor_up",
-    "gauge",
     "boolean",
     DEVICE_LABELS,
     "1 if the last read of the device succeeded completely. While it is 0, values that could not be read are absent; "
@@ -173,7 +170,6 @@ SENSOR_UP: Final = _exporter(
 )
 SENSOR_STATE: Final = _exporter(
     "joulewatch_sensor_state",
-    "gauge",
     "boolean",
     (*DEVICE_LABELS, "state"),
     "1 for the current state of the device. state: ok; asleep (in runtime suspend: it has no values, is not woken, and "
@@ -181,42 +177,36 @@ SENSOR_STATE: Final = _exporter(
 )
 SENSOR_REFRESH: Final = _exporter(
     "joulewatch_sensor_refresh_seconds",
-    "gauge",
     "seconds",
     SENSOR_LABELS,
     "Measured time between changes of the sensor's value; absent until it has been measured.",
 )
 SENSOR_WRAPS: Final = _exporter(
     "joulewatch_sensor_wraps_total",
-    "counter",
     "wraps",
     SENSOR_LABELS,
     "Number of wraps of the hardware counter, which the energy counter includes; absent for power sensors.",
 )
 SENSOR_RESETS: Final = _exporter(
     "joulewatch_sensor_resets_total",
-    "counter",
     "resets",
     SENSOR_LABELS,
     "Number of restarts of the hardware counter, other than wraps; the time around each counts as unmeasured.",
 )
 SENSOR_REJECTED: Final = _exporter(
     "joulewatch_sensor_rejected_readings_total",
-    "counter",
     "readings",
     SENSOR_LABELS,
     "Number of readings that were rejected because they are physically impossible.",
 )
 SENSOR_UNMEASURED: Final = _exporter(
     "joulewatch_sensor_unmeasured_seconds_total",
-    "counter",
     "seconds",
     SENSOR_LABELS,
     "Time whose energy is missing from the energy counter, because reads failed or were late.",
 )
 SENSOR_WINDOW: Final = _exporter(
     "joulewatch_sensor_window_seconds",
-    "gauge",
     "seconds",
     SENSOR_LABELS,
     "Part of each refresh period over which the sensor averages, as published; the rest is not observed. Absent if the "
@@ -224,7 +214,6 @@ SENSOR_WINDOW: Final = _exporter(
 )
 SENSOR_CALIBRATION: Final = _exporter(
     "joulewatch_sensor_calibration",
-    "gauge",
     "parameter",
     (*SENSOR_LABELS, "parameter"),
     "Calibration of a sensor against a reference: true power = gain * power + offset_watts. The exporter's energy and "
@@ -235,7 +224,6 @@ SENSOR_CALIBRATION: Final = _exporter(
 )
 SENSOR_CALIBRATION_INFO: Final = _exporter(
     "joulewatch_sensor_calibration_info",
-    "gauge",
     "info",
     (*SENSOR_LABELS, "reference", "reference_accuracy", "date"),
     "Where the calibration of a sensor comes from. reference: the meter that it was compared with; "
@@ -255,14 +243,12 @@ CALIBRATION_PARAMETERS: Final = (
 """Values of the label ``parameter``: fields of a calibration in the exporter and in the harness."""
 DEVICE_LIMIT: Final = _exporter(
     "joulewatch_device_power_limit_watts",
-    "gauge",
     "watts",
     SENSOR_LABELS,
     "Power limit that the device enforces; absent if the device reports none.",
 )
 DEVICE_THROTTLED: Final = _exporter(
     "joulewatch_device_throttled_seconds_total",
-    "counter",
     "seconds",
     ("device", "reason"),
     "Time in which the clocks of the device were reduced, since the exporter first read it. "
@@ -271,7 +257,6 @@ DEVICE_THROTTLED: Final = _exporter(
 )
 PLAUSIBILITY_RATIO: Final = _exporter(
     "joulewatch_plausibility_ratio",
-    "gauge",
     "ratio",
     ("check", *DEVICE_LABELS, "domain"),
     "Ratio of two mean powers over at least 30 s. check: cores_to_package, rails_to_card, power_to_energy (integrated "
@@ -279,7 +264,6 @@ PLAUSIBILITY_RATIO: Final = _exporter(
 )
 SENSOR_IMPLAUSIBLE: Final = _exporter(
     "joulewatch_sensor_implausible",
-    "gauge",
     "boolean",
     ("check", *DEVICE_LABELS, "domain"),
     "1 if the ratio of this check was outside its bounds twice in a row, 10 s apart. For check stuck: 1 if the value "
@@ -288,7 +272,6 @@ SENSOR_IMPLAUSIBLE: Final = _exporter(
 )
 WORKLOAD_ENERGY: Final = _exporter(
     "joulewatch_workload_energy_joules_total",
-    "counter",
     "joules",
     ("component", "device", "kind", "workload"),
     "Active energy of one workload since it got its series: its share of what the devices used above their idle power. "
@@ -297,7 +280,6 @@ WORKLOAD_ENERGY: Final = _exporter(
 )
 UNATTRIBUTED_ENERGY: Final = _exporter(
     "joulewatch_unattributed_energy_joules_total",
-    "counter",
     "joules",
     ("component", "device", "reason"),
     "Energy of devices that belongs to no workload with series. reason: idle (drawn without work), rest (workloads "
@@ -306,21 +288,18 @@ UNATTRIBUTED_ENERGY: Final = _exporter(
 )
 WORKLOAD_CPU: Final = _exporter(
     "joulewatch_workload_cpu_seconds_total",
-    "counter",
     "seconds",
     ("kind", "workload"),
     "Processor time of one workload since it got its series, without that of workloads inside it.",
 )
 WORKLOAD_GPU: Final = _exporter(
     "joulewatch_workload_gpu_seconds_total",
-    "counter",
     "seconds",
     ("device", "kind", "workload"),
     "Time of a GPU that one workload used: its utilisation times time.",
 )
 WORKLOAD_RESERVED: Final = _exporter(
     "joulewatch_workload_reserved_ratio",
-    "gauge",
     "ratio",
     ("kind", "workload"),
     "Share of the processors that a living workload has by the weights of cgroups (cpu.weight, cpu.shares) if all of "
@@ -328,14 +307,12 @@ WORKLOAD_RESERVED: Final = _exporter(
 )
 WORKLOAD_INFO: Final = _exporter(
     "joulewatch_workload_info",
-    "gauge",
     "info",
     ("kind", "workload", "namespace", "pod", "container", "unit", "job", "step", "user", "server"),
     "Names of a workload; empty if unknown. server: the inference server that runs in it.",
 )
 ATTRIBUTION_INFO: Final = _exporter(
     "joulewatch_attribution_info",
-    "gauge",
     "info",
     ("component", "weight", "idle_source", "method"),
     "How the energy of a component is shared. weight: cpu_time, instructions, gpu_utilisation, mig_slice or sole_user; "
@@ -343,7 +320,6 @@ ATTRIBUTION_INFO: Final = _exporter(
 )
 WORKLOAD_RATIO: Final = _exporter(
     "joulewatch_workload_ratio",
-    "gauge",
     "ratio",
     ("component",),
     "The energies per processor second of two workloads differ at most by this factor, as joulewatch calibrate "
@@ -352,7 +328,6 @@ WORKLOAD_RATIO: Final = _exporter(
 )
 WORKLOADS: Final = _exporter(
     "joulewatch_workloads",
-    "gauge",
     "workloads",
     ("state",),
     "Number of workloads. state: shown (living, with series), rest (living, without series) or gone (ended; their "
@@ -360,42 +335,36 @@ WORKLOADS: Final = _exporter(
 )
 GPU_HELD: Final = _exporter(
     "joulewatch_gpu_held",
-    "gauge",
     "boolean",
     ("device", "kind", "workload"),
     "1 while a workload holds a GPU, whether it uses it or not.",
 )
 READ_ERRORS: Final = _exporter(
     "joulewatch_read_errors_total",
-    "counter",
     "errors",
     (*DEVICE_LABELS, "reason"),
     "Number of reads of a device that failed. reason: absent, denied, glitch, timeout or error.",
 )
 READ_DURATION: Final = _exporter(
     "joulewatch_read_duration_seconds",
-    "gauge",
     "seconds",
     ("collector",),
     "Duration of the last scan of all devices of a collector.",
 )
 EXPORTER_INFO: Final = _exporter(
     "joulewatch_exporter_info",
-    "gauge",
     "info",
     ("version", "pythonversion", "nodename", "emulated"),
     "The exporter and the machine that it runs on. emulated: 1 if the sensors are emulated.",
 )
 EXPORTER_START: Final = _exporter(
     "joulewatch_exporter_start_timestamp_seconds",
-    "gauge",
     "seconds",
     (),
     "Unix time at which the exporter started; when it changes, all energy counters have restarted.",
 )
 EXPORTER_REFUSED: Final = _exporter(
     "joulewatch_exporter_refused_total",
-    "counter",
     "refusals",
     ("limit",),
     "Number of connections and requests that a limit of the exporter refused. limit: connections (closed because too "
@@ -407,13 +376,12 @@ RUN_LABELS: Final = ("run", "configuration", "network", "runtime", "precision")
 WINDOW_LABELS: Final = ("run", "configuration", "kind", "phase")
 
 
-def _harness(name: str, kind: Literal["counter", "gauge"], unit: str, labels: tuple[str, ...], text: str) -> Metric:
-    return Metric(name=name, kind=kind, unit=unit, labels=labels, help=text, publisher="harness")
+def _harness(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(name=name, unit=unit, labels=labels, help=text, publisher="harness")
 
 
 RUN_INFO: Final = _harness(
     "joulewatch_run_info",
-    "gauge",
     "info",
     (
         *RUN_LABELS,
@@ -442,14 +410,12 @@ RUN_INFO: Final = _harness(
 )
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",
-    "gauge",
     "seconds",
     ("run", "status"),
     "Unix time at which a run started; one sample at each change of status (running, complete, interrupted, failed).",
 )
 WINDOW_START: Final = _harness(
     "joulewatch_window_start_timestamp_seconds",
-    "gauge",
     "seconds",
     WINDOW_LABELS,
     "Unix time at which a window started; one sample per window, at its end. kind: idle, setup (phase: load or "
@@ -457,21 +423,18 @@ WINDOW_START: Final = _harness(
 )
 WINDOW_DURATION: Final = _harness(
     "joulewatch_window_duration_seconds",
-    "gauge",
     "seconds",
     WINDOW_LABELS,
     "Length of the window on the monotonic clock; one sample per window, at its end.",
 )
 WINDOW_CLOCK_ERROR: Final = _harness(
     "joulewatch_window_clock_error_seconds",
-    "gauge",
     "seconds",
     WINDOW_LABELS,
     "Largest error of the mapping from monotonic clock to wall clock; one sample per window, at its end.",
 )
 WINDOW_CLOCK_STEP: Final = _harness(
     "joulewatch_window_clock_step_seconds",
-    "gauge",
     "seconds",
     WINDOW_LABELS,
     "Change of the harness's wall clock relative to its monotonic clock during the window; one sample per window, at "
@@ -479,7 +442,6 @@ WINDOW_CLOCK_STEP: Final = _harness(
 )
 WINDOW_PROCESSOR_SECONDS: Final = _harness(
     "joulewatch_window_processor_seconds",
-    "gauge",
     "seconds",
     (*WINDOW_LABELS, "usage"),
     "Processor time used on the harness's machine during the window, summed over all processors. usage: busy (by "
@@ -489,21 +451,18 @@ WINDOW_PROCESSOR_SECONDS: Final = _harness(
 )
 WINDOW_PROCESSORS: Final = _harness(
     "joulewatch_window_processors",
-    "gauge",
     "processors",
     WINDOW_LABELS,
     "Number of processors of the harness's machine; one sample per window, at its end.",
 )
 WINDOW_INFERENCES: Final = _harness(
     "joulewatch_window_inferences",
-    "gauge",
     "inferences",
     WINDOW_LABELS,
     "Number of inferences (elements, not batches) in the window; one sample per window, at its end.",
 )
 WINDOW_UNITS: Final = _harness(
     "joulewatch_window_units",
-    "gauge",
     "units",
     (*WINDOW_LABELS, "unit"),
     "Amount of work in the window, in a unit other than inferences (unit: output_tokens, ...); one sample per window, "
@@ -511,49 +470,42 @@ WINDOW_UNITS: Final = _harness(
 )
 WINDOW_BATCHES: Final = _harness(
     "joulewatch_window_batches",
-    "gauge",
     "batches",
     WINDOW_LABELS,
     "Number of batches in the window; one sample per window, at its end.",
 )
 WINDOW_BATCH_SIZE: Final = _harness(
     "joulewatch_window_batch_size",
-    "gauge",
     "inferences",
     WINDOW_LABELS,
     "Batch size of the window; one sample per window, at its end.",
 )
 WINDOW_REPEAT: Final = _harness(
     "joulewatch_window_repeat",
-    "gauge",
     "rounds",
     WINDOW_LABELS,
     "Number of the measurement round, from 0; one sample per window, at its end.",
 )
 WINDOW_LATENCY: Final = _harness(
     "joulewatch_window_latency_seconds",
-    "gauge",
     "seconds",
     (*WINDOW_LABELS, "quantile"),
     "Latency of a batch in the window: quantile 0, 0.5, 0.9, 0.99, 1; one sample per window, at its end.",
 )
 WINDOW_PHASE_SECONDS: Final = _harness(
     "joulewatch_window_phase_seconds",
-    "gauge",
     "seconds",
     WINDOW_LABELS,
     "Time spent in one phase (copy_in, execute, copy_out, ...) of the window; one sample per window, at its end.",
 )
 WINDOW_PHASE_SPANS: Final = _harness(
     "joulewatch_window_phase_spans",
-    "gauge",
     "spans",
     WINDOW_LABELS,
     "Number of times that the phase was entered in the window; one sample per window, at its end.",
 )
 WINDOW_END: Final = _harness(
     "joulewatch_window_end_timestamp_seconds",
-    "gauge",
     "seconds",
     (*WINDOW_LABELS, "window"),
     "End of a window that was delivered through a Pushgateway. Then samples have the time of a scrape, and all series "
@@ -561,14 +513,12 @@ WINDOW_END: Final = _harness(
 )
 WINDOW_FLAG: Final = _harness(
     "joulewatch_window_flag",
-    "gauge",
     "flags",
     (*WINDOW_LABELS, "flag"),
     "1 at the end of a window with this flag (interrupted, loaded, not_steady, overloaded, too_short).",
 )
 WINDOW_CONDITIONS: Final = _harness(
     "joulewatch_window_conditions",
-    "gauge",
     "conditions",
     (*WINDOW_LABELS, "condition", "device"),
     "Run conditions around the window, at its end. condition: seconds (between the readings), processors, "
@@ -576,7 +526,6 @@ WINDOW_CONDITIONS: Final = _harness(
 )
 WINDOW_EDGE_JOULES: Final = _harness(
     "joulewatch_window_edge_joules",
-    "gauge",
     "joules",
     ("run", "configuration", "kind", "phase", "exporter", "edge", "scope", *SENSOR_LABELS),
     "Energy counter as read directly from the exporter at an edge (start, end) of a window; one sample per window, at "
@@ -584,35 +533,30 @@ WINDOW_EDGE_JOULES: Final = _harness(
 )
 WINDOW_EDGE_TIMESTAMP: Final = _harness(
     "joulewatch_window_edge_timestamp_seconds",
-    "gauge",
     "seconds",
     ("run", "configuration", "kind", "phase", "exporter", "edge", *DEVICE_LABELS),
     "Unix time on the exporter's clock at which the counters of an edge were read; one sample per window, at its end.",
 )
 WINDOW_EDGE_CLOCK: Final = _harness(
     "joulewatch_window_edge_clock_offset_seconds",
-    "gauge",
     "seconds",
     ("run", "configuration", "kind", "phase", "exporter", "edge", "bound"),
     "Bounds (lower, upper) of the exporter's clock minus the harness's clock, from the round trip of the request.",
 )
 WINDOW_ACTIVE: Final = _harness(
     "joulewatch_window_active",
-    "gauge",
     "boolean",
     ("run", "configuration", "kind", "batch_size"),
     "1 while a window is open, then stale; dashboards show it as regions.",
 )
 RUN_BATCH_SIZE: Final = _harness(
     "joulewatch_run_batch_size",
-    "gauge",
     "inferences",
     RUN_LABELS,
     "Current batch size of the running experiment.",
 )
 RUN_INFERENCES: Final = _harness(
     "joulewatch_run_inferences_total",
-    "counter",
     "inferences",
     RUN_LABELS,
     "Number of inferences in the measure windows of the running experiment so far.",
@@ -622,7 +566,7 @@ RESULT_LABELS: Final = (*RUN_LABELS, "batch_size")
 
 
 def _analysis(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
-    return Metric(name=name, kind="gauge", unit=unit, labels=labels, help=text, publisher="analysis")
+    return Metric(name=name, unit=unit, labels=labels, help=text, publisher="analysis")
 
 
 RESULT_ENERGY: Final = _analysis(

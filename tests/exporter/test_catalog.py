@@ -21,9 +21,8 @@ LISTINGS = {"exporter/README.md": ("exporter",), "harness/METRICS.md": ("harness
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_follows_the_conventions(metric: Metric) -> None:
-    """Prometheus' conventions: prefix, unit in the name, _total on counters and nowhere else, a help text."""
+    """Prometheus' conventions: prefix, unit in the name, a help text."""
     assert re.fullmatch(r"joulewatch_[a-z][a-z0-9_]*[a-z0-9]", metric.name)
-    assert (metric.kind == "counter") == metric.name.endswith("_total")
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) for label in metric.labels)
     assert len(set(metric.labels)) == len(metric.labels)
     assert metric.help.endswith(".")
