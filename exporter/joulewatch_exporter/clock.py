@@ -27,13 +27,8 @@ class SystemClock:
     time_ns = staticmethod(time.time_ns)
 
 
-def wall_offset_ns(clock: Clock, tries: int = 5) -> int:
+def wall_offset_ns(clock: Clock) -> int:
     """Return Unix time minus monotonic time, from the fastest of some readings of both clocks."""
-    fastest_ns, offset_ns = -1, 0
-    for _ in range(tries):
-        before_ns = clock.monotonic_ns()
-        wall_ns = clock.time_ns()
-        after_ns = clock.monotonic_ns()
-        if fastest_ns < 0 or after_ns - before_ns < fastest_ns:
-            fastest_ns, offset_ns = after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2
-    return offset_ns
+    readings = [(clock.monotonic_ns(), clock.time_ns(), clock.monotonic_ns()) for _ in range(5)]
+    before_ns, wall_ns, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
+    return wall_ns - (before_ns + after_ns) // 2
