@@ -34,6 +34,8 @@ WEIGHTS: Final = "random, seeded: for time and energy, not for accuracy"
 Floats = NDArray[np.float32]
 Norm = tuple[Floats, Floats, Floats, Floats]
 """BatchNorm's gamma, beta, mean and variance."""
+_EPSILON: Final = 1e-5
+"""Of every BatchNorm."""
 
 
 class GraphBuilder:
@@ -58,6 +60,12 @@ class GraphBuilder:
 
         self._nodes.append(helper.make_node(kind, list(inputs), [f"{name}.out"], name=name, **attributes))
         return f"{name}.out"
+
+    def batch_norm(self, x: str, name: str, norm: Norm) -> str:
+        """Add the BatchNorm of the layer ``name``."""
+        fields = zip(("gamma", "beta", "mean", "variance"), norm, strict=True)
+        names = [self.constant(f"{name}.{field}", array) for field, array in fields]
+        return self.node("BatchNormalization", [x, *names], f"{name}.norm", epsilon=_EPSILON)
 
     def quant(self, x: str, name: str, *, scale: NDArray[np.float32], bits: int, signed: bool, narrow: bool) -> str:
         """Add a QONNX ``Quant``, which rounds to ``bits`` bits in steps of ``scale``; its output is float."""
@@ -108,15 +116,25 @@ class GraphBuilder:
         return model
 
 
-def fold(weight: Floats, norm: Norm, epsilon: float) -> tuple[Floats, Floats]:
+def random_norm(rng: np.random.Generator, size: int) -> Norm:
+    """Return a BatchNorm that resembles a trained one, so that activations stay in range over many layers."""
+    return (
+        rng.uniform(0.8, 1.2, size).astype(np.float32),
+        rng.normal(0.0, 0.1, size).astype(np.float32),
+        rng.normal(0.0, 0.1, size).astype(np.float32),
+        rng.uniform(0.5, 1.5, size).astype(np.float32),
+    )
+
+
+def fold(weight: Floats, norm: Norm) -> tuple[Floats, Floats]:
     """Return the weight and bias that have the same effect as the weight followed by a BatchNorm."""
     gamma, beta, mean, variance = norm
-    deviation: Floats = np.sqrt(variance + np.float32(epsilon))
+    deviation: Floats = np.sqrt(variance + np.float32(_EPSILON))
     scale: Floats = gamma / deviation
     return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), beta - mean * scale
 
 
-def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[[Path], None]) -> Path:
+def cached(label: str, precision: str, version: int, build: Callable[[Path], None]) -> Path:
     """Return the model file in the cache (``$XDG_CACHE_HOME/joulewatch/models``); build it if it is missing.
 
     The file name contains a hash of everything the content depends on. The file is built in a temporary folder and then
@@ -125,7 +143,7 @@ def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[
     Args:
         label: Start of the file name: the network and its size.
         precision: Precision of the file; ``int8`` also depends on ONNX Runtime, which has the quantiser.
-        stamp: Everything else that the content depends on, such as ``BUILDER_VERSION``.
+        version: ``BUILDER_VERSION`` of the network's module.
         build: Writes the file at the given path; may write other files to the same folder.
 
     Raises:
@@ -138,7 +156,7 @@ def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[
         import onnxruntime
 
         versions.append(onnxruntime.__version__)
-    text = " ".join(map(str, (*stamp, label, precision, *versions)))
+    text = " ".join(map(str, (version, label, precision, *versions)))
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulewatch" / "models"
     path = folder / f"{label}-{precision}-{key}.onnx"
@@ -159,7 +177,7 @@ def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[
     return path
 
 
-def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[str] | None = None) -> None:
+def quantize(model: Any, built: Path, feeds: Iterable[Arrays]) -> None:
     """Quantise a model to INT8 in QDQ form: static, int8 weights per channel, uint8 activations.
 
     Args:
@@ -167,7 +185,6 @@ def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[s
             would quantise it badly.
         built: Path of the quantised file; other files are left in its folder.
         feeds: Inputs to calibrate with, one batch each.
-        kinds: Operators to quantise; None: all that ONNX Runtime can quantise.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -193,7 +210,6 @@ def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[s
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=None if kinds is None else list(kinds),
         )
 
 

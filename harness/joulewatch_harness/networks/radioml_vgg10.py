@@ -38,6 +38,7 @@ from joulewatch_harness.networks.building import (
     fold,
     half,
     quantize,
+    random_norm,
 )
 from joulewatch_harness.networks.numpy_forward import rounded
 from joulewatch_harness.networks.radioml import CLASSES, FRAME_LENGTH, make_frames
@@ -54,7 +55,6 @@ INPUT_SEED: Final = 0
 INPUT_FRAMES: Final = 1024
 CALIBRATION_SEED: Final = 1
 _WEIGHT_SEED: Final = 0
-_EPSILON: Final = 1e-5
 QONNX_BITS: Final[Mapping[str, int]] = {"w4a4": 4, "w5a5": 5}
 """Precision -> bits of weights and of activations."""
 INPUT_BITS: Final = 8
@@ -81,7 +81,7 @@ class Layer:
         """Return an equivalent layer with the BatchNorm folded into weight and bias."""
         if self.norm is None:
             return self
-        weight, bias = fold(self.weight, self.norm, _EPSILON)
+        weight, bias = fold(self.weight, self.norm)
         return Layer(name=self.name, weight=weight, bias=bias, norm=None)
 
 
@@ -108,29 +108,21 @@ def source(precision: str, filters: int) -> ModelSource:
 
 
 def layers(filters: int) -> tuple[Layer, ...]:
-    """Return the layers; their BatchNorms resemble trained ones, so that activations stay in range over ten layers."""
+    """Return the layers."""
     rng = np.random.default_rng(_WEIGHT_SEED)
-
-    def norm(size: int) -> Norm:
-        return (
-            rng.uniform(0.8, 1.2, size).astype(np.float32),
-            rng.normal(0.0, 0.1, size).astype(np.float32),
-            rng.normal(0.0, 0.1, size).astype(np.float32),
-            rng.uniform(0.5, 1.5, size).astype(np.float32),
-        )
-
     network: list[Layer] = []
     channels = 2
     for number in range(1, CONVOLUTIONS + 1):
         weight = rng.normal(0.0, np.sqrt(2.0 / (channels * 3)), (filters, channels, 3)).astype(np.float32)
-        network.append(Layer(name=f"conv{number}", weight=weight, bias=None, norm=norm(filters)))
+        network.append(Layer(name=f"conv{number}", weight=weight, bias=None, norm=random_norm(rng, filters)))
         channels = filters
     sizes = (filters * (FRAME_LENGTH >> CONVOLUTIONS), DENSE, DENSE, len(CLASSES))
     for number, (inner, outer) in enumerate(itertools.pairwise(sizes), start=1):
         weight = rng.normal(0.0, np.sqrt(2.0 / inner), (outer, inner)).astype(np.float32)
         last = number == len(sizes) - 1
         bias = rng.normal(0.0, 0.1, outer).astype(np.float32) if last else None
-        network.append(Layer(name=f"fc{number}", weight=weight, bias=bias, norm=None if last else norm(outer)))
+        norm = None if last else random_norm(rng, outer)
+        network.append(Layer(name=f"fc{number}", weight=weight, bias=bias, norm=norm))
     return tuple(network)
 
 
@@ -281,7 +273,7 @@ def model_file(filters: int, precision: str) -> Path:
             model = graph(filters, folded=False)
             onnx.save(half(model) if precision == "fp16" else model, path)
 
-    return cached(f"radioml-vgg10-f{filters}", precision, (BUILDER_VERSION,), build)
+    return cached(f"radioml-vgg10-f{filters}", precision, BUILDER_VERSION, build)
 
 
 def graph(filters: int, *, folded: bool) -> Any:
@@ -336,9 +328,7 @@ def _layer_nodes(builder: GraphBuilder, layer: Layer, x: str, weight: str) -> st
     else:
         x = builder.node("Gemm", inputs, layer.name, transB=1)
     if layer.norm is not None:
-        fields = zip(("gamma", "beta", "mean", "variance"), layer.norm, strict=True)
-        names = [builder.constant(f"{layer.name}.{field}", array) for field, array in fields]
-        x = builder.node("BatchNormalization", [x, *names], f"{layer.name}.norm", epsilon=_EPSILON)
+        x = builder.batch_norm(x, layer.name, layer.norm)
     return x
 
 

@@ -29,11 +29,11 @@ from joulewatch_harness.networks.building import (
     WEIGHTS,
     Floats,
     GraphBuilder,
-    Norm,
     cached,
     fold,
     half,
     quantize,
+    random_norm,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ MLP_OUTPUTS: Final = 10
 IMAGE_CLASSES: Final = 1000
 VOCABULARY: Final = 1000
 TEXT_CLASSES: Final = 10
-_EPSILON: Final = 1e-5
 _MOBILENET_STAGES: Final = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
@@ -94,7 +93,7 @@ class _Layers(GraphBuilder):
         fan = inner // groups * kernel * kernel
         deviation = np.sqrt((2.0 if rectified else 1.0) / fan)
         weight = self._rng.normal(0.0, deviation, (outer, inner // groups, kernel, kernel)).astype(np.float32)
-        norm = self._norm(outer)
+        norm = random_norm(self._rng, outer)
         shape = {
             "kernel_shape": [kernel, kernel],
             "pads": [kernel // 2] * 4,
@@ -102,13 +101,11 @@ class _Layers(GraphBuilder):
             "group": groups,
         }
         if self._folded:
-            weight, bias = fold(weight, norm, _EPSILON)
+            weight, bias = fold(weight, norm)
             inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
             return self.node("Conv", inputs, name, **shape)
         x = self.node("Conv", [x, self.constant(f"{name}.weight", weight)], name, **shape)
-        fields = zip(("gamma", "beta", "mean", "variance"), norm, strict=True)
-        names = [self.constant(f"{name}.{field}", array) for field, array in fields]
-        return self.node("BatchNormalization", [x, *names], f"{name}.norm", epsilon=_EPSILON)
+        return self.batch_norm(x, name, norm)
 
     def dense(self, x: str, name: str, inner: int, outer: int) -> str:
         """Add a Gemm with bias."""
@@ -124,7 +121,7 @@ class _Layers(GraphBuilder):
     def layer_norm(self, x: str, name: str, width: int) -> str:
         scale = self.constant(f"{name}.scale", self._rng.uniform(0.8, 1.2, width).astype(np.float32))
         bias = self.normal(f"{name}.bias", (width,), 0.1)
-        return self.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=_EPSILON)
+        return self.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=1e-5)
 
     def relu(self, x: str, name: str) -> str:
         return self.node("Relu", [x], f"{name}.relu")
@@ -133,24 +130,15 @@ class _Layers(GraphBuilder):
         limits = [self.constant("zero", np.float32(0.0)), self.constant("six", np.float32(6.0))]
         return self.node("Clip", [x, *limits], f"{name}.relu6")
 
-    def classifier(self, x: str, inner: int, outer: int) -> str:
+    def classifier(self, x: str, inner: int) -> str:
         x = self.node("GlobalAveragePool", [x], "pool")
-        return self.dense(self.node("Flatten", [x], "flatten", axis=1), "classifier", inner, outer)
+        return self.dense(self.node("Flatten", [x], "flatten", axis=1), "classifier", inner, IMAGE_CLASSES)
 
     def images(self, size: int) -> Any:
         """Return the finished image classifier."""
         from onnx import TensorProto
 
         return self.finish({"input": (TensorProto.FLOAT, [3, size, size])}, [IMAGE_CLASSES])
-
-    def _norm(self, size: int) -> Norm:
-        """Return a BatchNorm that resembles a trained one, so that activations stay in range over many layers."""
-        return (
-            self._rng.uniform(0.8, 1.2, size).astype(np.float32),
-            self._rng.normal(0.0, 0.1, size).astype(np.float32),
-            self._rng.normal(0.0, 0.1, size).astype(np.float32),
-            self._rng.uniform(0.5, 1.5, size).astype(np.float32),
-        )
 
 
 def mlp(precision: str, width: int, depth: int) -> ModelSource:
@@ -223,7 +211,7 @@ def mobilenet_graph(size: int, width: int, *, folded: bool) -> Any:
             inner = outer
     last = max(1280, channels(1280))
     x = net.relu6(net.convolution(x, "head", inner, last, 1, rectified=False), "head")
-    net.classifier(x, last, IMAGE_CLASSES)
+    net.classifier(x, last)
     return net.images(size)
 
 
@@ -258,7 +246,7 @@ def resnet_graph(size: int, width: int, depth: int, *, folded: bool) -> Any:
                 x = net.convolution(x, f"{name}.shortcut", inner, outer, 1, stride=stride)
             x = net.relu(net.node("Add", [y, x], f"{name}.add"), name)
             inner = outer
-    net.classifier(x, inner, IMAGE_CLASSES)
+    net.classifier(x, inner)
     return net.images(size)
 
 
@@ -336,7 +324,7 @@ def _source(
         return numpy_forward.forward(graph(precision != "fp16"), arrays, half=precision == "fp16")
 
     return ModelSource(
-        path=cached(label, precision, (BUILDER_VERSION,), build),
+        path=cached(label, precision, BUILDER_VERSION, build),
         make_inputs=make_inputs,
         reference=reference,
         details={**{key: str(value) for key, value in sizes.items()}, "weights": WEIGHTS},
