@@ -103,10 +103,11 @@ class CoverageError(JoulewatchError):
 LONGEST_TEXT: Final = 300
 
 
-def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
+def one_line(text: str) -> str:
     """Return text of a server or a file for one line of a terminal: without control characters, and cut."""
-    words = " ".join(text[: 4 * longest].split())
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)[:longest]
+    words = " ".join(text[: 4 * LONGEST_TEXT].split())
+    printable = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)
+    return printable[:LONGEST_TEXT]
 
 
 _INSTALLED: Final = tuple(

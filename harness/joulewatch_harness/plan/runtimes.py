@@ -15,8 +15,6 @@ class Runtime:
     summary: str
     package: str = ""
     """The import name of the runtime; empty: the harness is all that it needs."""
-    extra: str = "harness"
-    """The pip extra that installs it."""
     takes_model_files: bool = False
     """Whether it runs built-in networks and model files. In the other runtimes, the server, program or accelerator
     defines the name of a network and its precision."""
@@ -48,6 +46,11 @@ class Runtime:
         return self.experimental or ("not run on devices other than CPUs" if self.experimental_devices else "")
 
     @property
+    def extra(self) -> str:
+        """The pip extra that installs it."""
+        return self.name if self.package else "harness"
+
+    @property
     def install_command(self) -> str:
         """The command that installs it, in a clone."""
         return f".venv/bin/pip install -e '.[{self.extra}]'"
@@ -67,7 +70,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="onnxruntime",
             summary="ONNX Runtime",
             package="onnxruntime",
-            extra="onnxruntime",
             takes_model_files=True,
             traces=True,
             experimental_devices=True,
@@ -76,7 +78,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="openvino",
             summary="OpenVINO",
             package="openvino",
-            extra="openvino",
             takes_model_files=True,
             traces=True,
             experimental_devices=True,
@@ -85,7 +86,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="torch",
             summary="PyTorch",
             package="torch",
-            extra="torch",
             takes_model_files=True,
             traces=True,
             experimental_devices=True,
@@ -94,7 +94,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="tvm",
             summary="Apache TVM",
             package="tvm",
-            extra="tvm",
             takes_model_files=True,
             traces=True,
             experimental_devices=True,
@@ -103,7 +102,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="tensorrt",
             summary="NVIDIA TensorRT",
             package="tensorrt",
-            extra="tensorrt",
             takes_model_files=True,
             traces=True,
             experimental="TensorRT support has not been run on a GPU",
@@ -112,7 +110,6 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             name="finn",
             summary="FINN accelerators on FPGAs",
             package="bitstring",
-            extra="finn",
             experimental="FINN support has not been run on an FPGA",
         ),
         Runtime(name="process", summary="any program that implements the protocol of PROTOCOL.md"),
