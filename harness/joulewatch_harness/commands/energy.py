@@ -107,7 +107,7 @@ def _check_every(args: argparse.Namespace) -> None:
 
 def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
     from joulewatch_harness.analysis.energy.intervals import calendar_spans, interval_energies
-    from joulewatch_harness.analysis.reports.energy_report import render_intervals
+    from joulewatch_harness.analysis.reports.energy_report import notice_lines, render_intervals
     from joulewatch_harness.analysis.results.numbers import warning_line
 
     try:
@@ -120,8 +120,7 @@ def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> in
         raise ConfigError(f"{where}: no sensor that matches has samples in these intervals")
     sys.stdout.write(render_intervals(rows, args.price))
     sys.stdout.flush()
-    texts = [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
-    for text in (warning_line({method for row in rows for method in row.methods}), *texts):
+    for text in (warning_line({method for row in rows for method in row.methods}), *notice_lines(notices)):
         if text:
             print(text, file=sys.stderr)  # noqa: T201
     return 0 if any(row.joules is not None for row in rows) else EXIT_FAILED

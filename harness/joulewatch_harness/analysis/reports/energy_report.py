@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from joulewatch_harness.analysis.energy.intervals import IntervalEnergy
 from joulewatch_harness.analysis.energy.sensor_energies import Joules, SensorEnergy, total_of
 from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
-from joulewatch_harness.analysis.reports.table import (
-    DEFAULT_WIDTH,
-    Column,
-    Table,
-    json_text,
-    paragraph,
-    paragraphs,
-)
+from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, quantity, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.records import encode
@@ -24,6 +17,32 @@ from joulewatch_harness.records import encode
 SCHEMA_VERSION: Final = 1
 JOULES_PER_KWH: Final = 3.6e6
 _PRIMARY: Final = {True: "1", False: "0", None: ""}
+
+
+def heading_lines(span: Span, where: str, methods: Iterable[str], width: int) -> list[str]:
+    """Return the interval and the source of energies, and a warning if they are not measured."""
+    start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
+    heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
+    warning = warning_line(methods)
+    return paragraphs([heading, *(["", warning] if warning else [])], width)
+
+
+def notice_lines(notices: Iterable[Notice]) -> list[str]:
+    """Return notices as text."""
+    return [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+
+
+def findings_document(notices: Iterable[Notice]) -> list[dict[str, Any]]:
+    """Return notices as findings for JSON."""
+    return [
+        {
+            "severity": notice.severity,
+            "reason": notice.reason,
+            "text": notice.text,
+            "evidence": {"exporter": notice.exporter},
+        }
+        for notice in notices
+    ]
 
 
 def _methods(rows: Sequence[SensorEnergy]) -> set[str]:
@@ -39,12 +58,7 @@ def render_table(
     width: int = DEFAULT_WIDTH,
 ) -> str:
     """Return the text: one row per sensor, the total over devices, the reasons for missing energies, and notices."""
-    start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
-    heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
-    lines = paragraph(heading, width)
-    warning = warning_line(_methods(rows))
-    if warning:
-        lines += ["", *paragraph(warning, width)]
+    lines = heading_lines(span, where, _methods(rows), width)
     total = total_of(rows)
     devices = {row.record.method for row in rows if row.sensor.scope == "device"}
     table_lines = [
@@ -58,7 +72,7 @@ def render_table(
     lines += ["", *table.lines(width)]
     notes = ["No total: the energy of a device is missing."] if total is None and devices else []
     notes += [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in rows if row.energy is None]
-    notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+    notes += notice_lines(notices)
     if any(row.record.primary for row in rows):
         notes.append("primary: the one node sensor of its host that counts; the others measure the same server.")
     notes.append(
@@ -202,15 +216,7 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str, notices: S
         "emulated": "emulated" in _methods(rows),
         "sensors": [_row_document(row) for row in rows],
         "total_over_devices": joules_document(total),
-        "findings": [
-            {
-                "severity": notice.severity,
-                "reason": notice.reason,
-                "text": notice.text,
-                "evidence": {"exporter": notice.exporter},
-            }
-            for notice in notices
-        ],
+        "findings": findings_document(notices),
     }
     return json_text(document)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from joulewatch_harness.analysis.energy.job_shares import JobShares
 from joulewatch_harness.analysis.energy.jobs import DEVICES, NODE, NodeEnergy, totals
 from joulewatch_harness.analysis.energy.workloads import WorkloadEnergy
-from joulewatch_harness.analysis.reports.energy_report import JOULES_PER_KWH, energy_columns
+from joulewatch_harness.analysis.reports.energy_report import JOULES_PER_KWH, energy_columns, notice_lines
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
 from joulewatch_harness.analysis.reports.workload_report import (
     ACTIVE,
@@ -68,7 +68,7 @@ def render_table(
             notes.append(
                 f"{one.node}, {one.component}: {unmeasured_s:.0f} s without a number: {', '.join(one.reasons)}"
             )
-    notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+    notes += notice_lines(notices)
     notes.append("±: 95 % coverage, an upper limit, with the rounding of the job's times to seconds.")
     if any(one.joules is not None and not one.accuracy_known for one in energies):
         notes.append(f"{UNKNOWN_ACCURACY}: sampling only: a sensor's accuracy is unknown.")
@@ -80,7 +80,7 @@ def render_table(
                 notes.append(f"Without a number for the job alone, so without a sum: {', '.join(shares.missing)}.")
         else:
             notes.append(NO_SHARES)
-        notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in shares.notices]
+        notes += notice_lines(shares.notices)
     return "\n".join([*lines, "", *paragraphs(notes, width)]) + "\n"
 
 

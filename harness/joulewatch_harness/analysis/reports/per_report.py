@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any, Final
 from joulewatch_harness.analysis.energy.costs import Cost
 from joulewatch_harness.analysis.energy.per_counter import Increase, Quotient
 from joulewatch_harness.analysis.energy.window_energy import Span
-from joulewatch_harness.analysis.reports.energy_report import joules_document
+from joulewatch_harness.analysis.reports import energy_report
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
-from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, plain, warning_line
+from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, plain
 from joulewatch_harness.analysis.results.per_counter import CounterRow, PerCounter
 from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.analysis.sources.llm_servers import llm_servers
@@ -39,12 +38,9 @@ def render_table(
     result: PerCounter, span: Span, where: str, notices: Sequence[Notice] = (), *, width: int = DEFAULT_WIDTH
 ) -> str:
     """Return the text: the energy, the energy per unit of each counter, the costs by least squares, and notices."""
-    start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
-    heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
-    lines = paragraph(heading, width)
-    warning = warning_line({row.record.method for row in result.sensors if row.energy is not None})
-    if warning:
-        lines += ["", *paragraph(warning, width)]
+    lines = energy_report.heading_lines(
+        span, where, {row.record.method for row in result.sensors if row.energy is not None}, width
+    )
     lines += ["", *paragraph(_energy_text(result), width), ""]
     lines += Table(_columns(result), result.rows).lines(width)
     if result.costs_of:
@@ -52,7 +48,7 @@ def render_table(
     notes = [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in result.sensors if row.energy is None]
     # The same gap of one target may be the reason of several rows.
     notes += dict.fromkeys(f"missing: {_reason(row)} [{row.reason}]" for row in result.rows if row.reason)
-    notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in (*notices, *result.notices)]
+    notes += energy_report.notice_lines((*notices, *result.notices))
     if result.label:
         notes.append(f"{CONVENTION.format(label=result.label)}.")
     notes.append("bounds: from the samples around the edges alone. ±: 95 % coverage, of energy and counter together.")
@@ -222,7 +218,7 @@ def render_json(result: PerCounter, span: Span, where: str, notices: Sequence[No
             "coverage": 0.95,
             "estimated": "estimated" in methods,
             "emulated": "emulated" in methods,
-            "energy": joules_document(result.energy),
+            "energy": energy_report.joules_document(result.energy),
             "machines": list(result.machines),
             "sensors": [str(row.sensor) for row in result.sensors],
             "counters": [_row_document(row, result.label) for row in result.rows],
@@ -250,7 +246,7 @@ def _row_document(row: CounterRow, label: str) -> dict[str, Any]:
             "lower": units.lower,
             "upper": units.upper,
         },
-        "energy": joules_document(row.energy),
+        "energy": energy_report.joules_document(row.energy),
         "energy_is": "whole" if row.group is None else "share in proportion to the counter, a convention",
         "joules_per_unit": None
         if quotient is None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from joulewatch_harness.analysis.energy.sensor_energies import Joules
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.energy.workloads import IdlePolicy, ShareEnergy, WorkloadEnergy
-from joulewatch_harness.analysis.reports.energy_report import joules_document
-from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraph, paragraphs
-from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, warning_line
+from joulewatch_harness.analysis.reports import energy_report
+from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
+from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for
 from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.analysis.sources.workloads import NAMES
 
@@ -53,11 +52,7 @@ def render_table(
     width: int = DEFAULT_WIDTH,
 ) -> str:
     """Return the text: one row per workload and machine, the sum, and what the numbers mean."""
-    start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
-    heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
-    lines = paragraph(heading, width)
-    if warning := warning_line({method for row in rows for method in row.methods}):
-        lines += ["", *paragraph(warning, width)]
+    lines = energy_report.heading_lines(span, where, {method for row in rows for method in row.methods}, width)
     shown = [*rows, *([total] if total is not None and len(rows) > 1 else [])]
     lines += ["", *Table(text_columns(idle), shown).lines(width)]
     notes = [ACTIVE]
@@ -66,7 +61,7 @@ def render_table(
     if idle != "own":
         notes.append(_POLICIES[idle])
     notes += [f"missing: {_name(row)} on {row.host}: {row.text} [{row.reason}]" for row in rows if not row.parts]
-    notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+    notes += energy_report.notice_lines(notices)
     notes.append("±: 95 % coverage, with refresh and accuracy of the sensors.")
     if any(row.joules is not None and not row.joules.accuracy_known for row in rows):
         notes.append(f"{UNKNOWN_ACCURACY}: sampling only: a sensor's accuracy is unknown.")
@@ -187,15 +182,7 @@ def render_json(
             "emulated": "emulated" in methods,
             "workloads": [workload_document(row) for row in rows],
             "total": None if total is None else workload_document(total),
-            "findings": [
-                {
-                    "severity": notice.severity,
-                    "reason": notice.reason,
-                    "text": notice.text,
-                    "evidence": {"exporter": notice.exporter},
-                }
-                for notice in notices
-            ],
+            "findings": energy_report.findings_document(notices),
         }
     )
 
@@ -203,7 +190,7 @@ def render_json(
 def workload_document(row: WorkloadEnergy) -> dict[str, Any]:
     """Return one workload, or a sum, for JSON."""
     low, high = row.share_joules
-    energy = joules_document(row.joules)
+    energy = energy_report.joules_document(row.joules)
     if energy is not None:
         energy |= {"share_lower_joules": low, "share_upper_joules": high, "active_joules": row.active_joules}
         energy["idle_joules"] = _idle_joules(row)
@@ -211,7 +198,7 @@ def workload_document(row: WorkloadEnergy) -> dict[str, Any]:
             {
                 "component": part.device.component,
                 "device": part.device.device,
-                **(joules_document(part.joules) or {}),
+                **(energy_report.joules_document(part.joules) or {}),
                 "share_lower_joules": part.share_lower_joules,
                 "share_upper_joules": part.share_upper_joules,
                 "active_joules": part.active_joules,
