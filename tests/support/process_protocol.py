@@ -10,11 +10,10 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from joulewatch_harness.runtimes.process import network as process
-from joulewatch_harness.runtimes.process.network import SCHEMA_NAME
 
 TOP = Path(__file__).parents[2]
 CHILD = TOP / "tests" / "support" / "faulty_child.py"
-SCHEMA: dict[str, Any] = json.loads((Path(process.__file__).parent / SCHEMA_NAME).read_text())
+SCHEMA: dict[str, Any] = json.loads(Path(process.__file__).with_name("process.schema.json").read_text())
 WAIT_S = 20.0
 
 

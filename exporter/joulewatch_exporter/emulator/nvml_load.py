@@ -162,11 +162,6 @@ class GpuConditions:
             check_range("power_profiles", number, 0, 31)
         check_range("power_floor_watts", self.power_floor_watts, 0)
 
-    def throttled_seconds(self, reason: str, start_s: float, end_s: float) -> float:
-        """Return the true time of lower clocks between two times."""
-        signal = self.throttled.get(reason)
-        return signal.energy_joules(start_s, end_s) / 100 if signal is not None else 0.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLoadSpec:

@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import secrets
 import threading
 from pathlib import Path
@@ -36,7 +35,6 @@ from joulewatch_harness.records import (
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME: Final = "journal.jsonl"
-RUN_ID: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 def new_run_id(now_s: float) -> str:

@@ -175,7 +175,6 @@ def test_conditions(gpu: Gpu) -> None:
     gpu.library.advance(8.0)
     assert gpu.call("CurrentClocksEventReasons") == 0x44
     assert gpu.call("ViolationStatus", 0).violationTime == 2 * 10**9
-    assert conditions.throttled_seconds("power", 0.0, 8.0) == 2.0
     assert gpu.fields(74, 75, 270, 251, 275) == [2 * 10**9, 0, 6 * 10**9, 1, 300]
     assert [gpu.call("ClockInfo", 1), gpu.call("MaxClockInfo", 1)] == [1410, 1980]
     assert [gpu.call("Temperature", 0), gpu.call("TemperatureThreshold", 1)] == [71, 87]

@@ -36,7 +36,6 @@ MOST_BATCH_ENDS: Final = 500
 MOST_PHASES: Final = 64
 CLOCK_SLACK_NS: Final = 10_000
 """The clocks of two processor sockets may differ by this much."""
-SCHEMA_NAME: Final = "process.schema.json"
 
 _OWN_KEYS: Final = frozenset({"runtime", "runtime_version", "precision", "provider", "device", "model_sha256"})
 
