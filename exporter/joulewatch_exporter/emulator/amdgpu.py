@@ -7,7 +7,6 @@ from the numbers in the collector. Fields that are not emulated have all bits se
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.faults import FILE_FAULTS, Fault, check_faults
-from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer
+from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer, link
 from joulewatch_exporter.emulator.signals import Signal
 
 _FIRST_CHIP: Final = 200
@@ -203,27 +202,24 @@ class AmdGpuTree:
 
     def _write_device(self, spec: AmdGpuSpec, address: str) -> Path:
         directory = self._directory(address)
-        (directory / "power").mkdir(parents=True)
         for name, text in (("vendor", "0x1002"), ("device", spec.device_id), ("power/runtime_status", "active")):
-            self._writer.put(str(directory / name), f"{text}\n".encode())
+            self._writer.put_line(directory / name, text)
         chip = directory / "hwmon" / f"hwmon{_FIRST_CHIP + self._cards}"
-        chip.mkdir(parents=True)
         files = {"name": "amdgpu", "power1_label": "PPT", f"power1_{_power_suffix(spec)}": 0}
         if spec.is_processor:
             files["in1_label"] = "vddnb"
         for name, value in files.items():
-            self._writer.put(str(chip / name), f"{value}\n".encode())
-        _link(chip / "device", directory)
-        _link(self._sysfs / "class/hwmon" / chip.name, chip)
+            self._writer.put_line(chip / name, value)
+        link(chip / "device", directory)
+        link(self._sysfs / "class/hwmon" / chip.name, chip)
         self._write_drm(directory)
         return directory
 
     def _write_drm(self, device: Path) -> None:
         for name in (f"card{self._cards}", f"renderD{_FIRST_RENDER_NODE + self._cards}"):
             node = device / "drm" / name
-            node.mkdir(parents=True)
-            _link(node / "device", device)
-            _link(self._sysfs / "class/drm" / name, node)
+            link(node / "device", device)
+            link(self._sysfs / "class/drm" / name, node)
         self._cards += 1
 
 
@@ -314,8 +310,3 @@ def _list_of_fields(values: Mapping[str, int], format_revision: int, content_rev
 
 def _power_suffix(spec: AmdGpuSpec) -> str:
     return "average" if spec.revision == "1.3" else "input"
-
-
-def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(os.path.relpath(target, link.parent))

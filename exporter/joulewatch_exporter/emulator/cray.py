@@ -86,11 +86,10 @@ class PmCounters:
         self._directories = [sysfs / f"devices/virtual/cray/set{index}" for index in (0, 1)]
         self._files: list[dict[str, MovingFile]] = []
         for directory in self._directories:
-            directory.mkdir(parents=True)
             for name, text in (("raw_scan_hz", f"{1 / spec.period_s:.0f}"), ("generation", "1"), ("version", "2")):
-                writer.put(str(directory / name), f"{text}\n".encode())
+                writer.put_line(directory / name, text)
             for stem in self._signals:
-                writer.put(str(directory / f"{stem}power_cap"), b"0 W\n")
+                writer.put_line(directory / f"{stem}power_cap", "0 W")
             names = [f"{stem}{kind}" for stem in self._signals for kind in ("power", "energy")]
             self._files.append({name: MovingFile(writer, str(directory / name), faults) for name in names})
 

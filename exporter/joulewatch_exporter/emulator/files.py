@@ -52,6 +52,11 @@ class Writer:
             raise
         return descriptor
 
+    def put_line(self, path: Path, value: object) -> None:
+        """Write a line to ``path``; its directory is created if it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.put(str(path), f"{value}\n".encode())
+
     def put_eio(self, path: str) -> None:
         """Replace the file at ``path`` by one whose reads fail with EIO."""
         os.symlink(_EIO, self._scratch)  # noqa: PTH211 - as in the hot path below
@@ -74,6 +79,12 @@ class Writer:
         except OSError:
             os.unlink(self._scratch)  # noqa: PTH108
             raise
+
+
+def link(path: Path, target: Path) -> None:
+    """Create a relative link; its directory is created if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(os.path.relpath(target, path.parent))
 
 
 class HangingFile:

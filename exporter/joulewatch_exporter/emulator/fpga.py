@@ -6,7 +6,6 @@ which differs from the signal by a few milliwatts.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Final, Literal
 
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.faults import FILE_FAULTS, Fault, check_faults
-from joulewatch_exporter.emulator.files import MovingFile, Writer
+from joulewatch_exporter.emulator.files import MovingFile, Writer, link
 from joulewatch_exporter.emulator.signals import Signal, Sum
 
 FunctionKind = Literal["user", "mgmt"]
@@ -195,10 +194,10 @@ class _Function:
         self._xmc: Path | None = None
         self._files: dict[str, list[MovingFile]] = {}
         self._directory.mkdir(parents=True)
-        self._put(self._directory / "vendor", "0x10ee")
-        self._put(self._directory / "device", "0x500d" if kind == "user" else "0x500c")
+        self._writer.put_line(self._directory / "vendor", "0x10ee")
+        self._writer.put_line(self._directory / "device", "0x500d" if kind == "user" else "0x500c")
         letter = kind[0]
-        self._put(self._directory / f"rom.{letter}.{number}" / "VBNV", spec.vbnv)
+        self._writer.put_line(self._directory / f"rom.{letter}.{number}" / "VBNV", spec.vbnv)
         values = self._measure(0.0)
         if spec.has_xmc:
             self._xmc = self._directory / f"xmc.{letter}.{number}"
@@ -220,7 +219,7 @@ class _Function:
         if is_due and self._kind == "user" and self._xmc is not None:
             # Last: a reader that sees the old timestamp takes new values for old ones, never the reverse.
             valid_until_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 + 1000 * self._spec.cache_s
-            self._put(self._xmc / "sensor_update_timestamp", valid_until_ms)
+            self._writer.put_line(self._xmc / "sensor_update_timestamp", valid_until_ms)
 
     def close(self) -> None:
         for files in self._files.values():
@@ -229,8 +228,8 @@ class _Function:
 
     def remove(self, gone: Path) -> None:
         """Remove the whole function from the tree at once; open files then have no link."""
-        for link in self._links:
-            link.unlink()
+        for path in self._links:
+            path.unlink()
         self._directory.rename(gone)
         shutil.rmtree(gone)
 
@@ -270,7 +269,7 @@ class _Function:
             "sensor_update_timestamp": 0,
         }
         for name, value in static.items():
-            self._put(directory / name, value)
+            self._writer.put_line(directory / name, value)
         for name in values:
             if name.startswith("xmc_"):
                 self._move(name, directory / name)
@@ -284,24 +283,19 @@ class _Function:
             "power2_max": 215_000_000,
         }
         for name, value in static.items():
-            self._put(directory / name, value)
-        self._link(directory / "device", self._directory)
+            self._writer.put_line(directory / name, value)
+        link(directory / "device", self._directory)
         for name in ("power1_input", "power1_average"):
             self._move(name, directory / name)
         for node, stem, label in _CHIP_FILES:
-            self._put(directory / f"{stem}_label", label)
+            self._writer.put_line(directory / f"{stem}_label", label)
             self._move(node, directory / f"{stem}_input")
         self._link(sysfs / "class/hwmon" / directory.name, directory)
 
     def _move(self, name: str, path: Path) -> None:
         self._files.setdefault(name, []).append(MovingFile(self._writer, str(path), self._spec.faults))
 
-    def _put(self, path: Path, value: object) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer.put(str(path), f"{value}\n".encode())
-
-    def _link(self, link: Path, target: Path) -> None:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(target, link.parent))
-        if not link.is_relative_to(self._directory):
-            self._links.append(link)
+    def _link(self, path: Path, target: Path) -> None:
+        """Create a link from outside of the directory, which vanishes with it."""
+        link(path, target)
+        self._links.append(path)

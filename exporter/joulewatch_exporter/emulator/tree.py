@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.emulator.faults import Fault
-from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer
+from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer, link
 from joulewatch_exporter.emulator.scenario import ChannelSpec, ChipSpec, MachineSpec, Scenario, ZoneSpec
 from joulewatch_exporter.emulator.workloads import WorkloadLoad
 from joulewatch_exporter.model import EMULATION_MARKER
@@ -243,7 +243,7 @@ class Tree:
         self._registers: dict[int, _Registers] = {}
         for root in (self._sysfs, self._procfs, self._dev):
             root.mkdir(parents=True)
-        self._write(self._sysfs / EMULATION_MARKER, scenario.name)
+        self._writer.put_line(self._sysfs / EMULATION_MARKER, scenario.name)
         self._write_machine(scenario.machine)
         sockets: dict[str, int] = {}
         for zone in sorted(scenario.zones, key=lambda spec: spec.zone.count(":")):
@@ -273,14 +273,6 @@ class Tree:
         for moving in self._moving:
             moving.close()
 
-    def _write(self, path: Path, value: object) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer.put(str(path), f"{value}\n".encode())
-
-    def _link(self, link: Path, target: Path) -> None:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(target, link.parent))
-
     def _write_machine(self, machine: MachineSpec) -> None:
         lines = []
         for cpu in range(machine.sockets * machine.cpus_per_socket):
@@ -298,9 +290,9 @@ class Tree:
             self._write_topology(machine, cpu, socket)
         cpus = machine.sockets * machine.cpus_per_socket
         for name in ("online", "present", "possible"):
-            self._write(self._sysfs / "devices/system/cpu" / name, f"0-{cpus - 1}" if cpus > 1 else "0")
-        self._write(self._procfs / "cpuinfo", "\n".join(lines))
-        self._write(self._procfs / "meminfo", f"MemTotal: {int(machine.memory_gib * 2**20):>14} kB")
+            self._writer.put_line(self._sysfs / "devices/system/cpu" / name, f"0-{cpus - 1}" if cpus > 1 else "0")
+        self._writer.put_line(self._procfs / "cpuinfo", "\n".join(lines))
+        self._writer.put_line(self._procfs / "meminfo", f"MemTotal: {int(machine.memory_gib * 2**20):>14} kB")
 
     def _write_topology(self, machine: MachineSpec, cpu: int, socket: int) -> None:
         """Write the topology of a CPU: the threads of a core differ by the number of cores of the socket."""
@@ -330,18 +322,20 @@ class Tree:
         directory = self._zone_directory(spec.zone)
         classes = self._sysfs / "class/powercap"
         if not (classes / control).is_symlink():
-            self._write(directory.parents[spec.zone.count(":") - 1] / "enabled", 1)
+            self._writer.put_line(directory.parents[spec.zone.count(":") - 1] / "enabled", 1)
             root = self._sysfs / "devices/virtual/powercap" / control
-            self._link(classes / control, root)
-            self._link(root / "subsystem", classes)
-        self._write(directory / "name", spec.name)
-        self._write(directory / "enabled", int(spec.enabled))
+            link(classes / control, root)
+            link(root / "subsystem", classes)
+        self._writer.put_line(directory / "name", spec.name)
+        self._writer.put_line(directory / "enabled", int(spec.enabled))
         if spec.range_file:
-            self._write(directory / "max_energy_range_uj", ((1 << spec.counter_bits) - 1) * spec.shown_unit_nj // 1000)
+            self._writer.put_line(
+                directory / "max_energy_range_uj", ((1 << spec.counter_bits) - 1) * spec.shown_unit_nj // 1000
+            )
         if spec.power_limit_watts:
-            self._write(directory / "constraint_0_name", "long_term")
-            self._write(directory / "constraint_0_power_limit_uw", round(spec.power_limit_watts * 1e6))
-        self._link(classes / spec.zone, directory)
+            self._writer.put_line(directory / "constraint_0_name", "long_term")
+            self._writer.put_line(directory / "constraint_0_power_limit_uw", round(spec.power_limit_watts * 1e6))
+        link(classes / spec.zone, directory)
 
     def _register_of(
         self, spec: ZoneSpec, machine: MachineSpec, sockets: dict[str, int]
@@ -372,16 +366,16 @@ class Tree:
         if spec.subsystem == "iio":
             folder = device / name.name
             folder.mkdir(parents=True)
-            self._link(self._sysfs / name, folder)
+            link(self._sysfs / name, folder)
         else:
             hwmon = device / "hwmon" / name.name
             hwmon.mkdir(parents=True)
-            self._link(hwmon / "device", device)
-            self._link(self._sysfs / name, hwmon)
+            link(hwmon / "device", device)
+            link(self._sysfs / name, hwmon)
             folder = device if spec.files_at_device else hwmon
-        self._write(folder / "name", spec.chip)
+        self._writer.put_line(folder / "name", spec.chip)
         for file, text in spec.files.items():
-            self._write(folder / file, text)
+            self._writer.put_line(folder / file, text)
         if spec.suspends:
             path = device / "power" / "runtime_status"
             path.parent.mkdir(exist_ok=True)
@@ -407,9 +401,9 @@ class Tree:
 
         labelled = stems["volts" if channel.kind == "volts_amperes" else channel.kind]
         if channel.label:
-            self._write(folder / (f"rail_name_{number}" if is_iio else f"{labelled}_label"), channel.label)
+            self._writer.put_line(folder / (f"rail_name_{number}" if is_iio else f"{labelled}_label"), channel.label)
         if channel.average:
-            self._write(folder / f"{labelled}_average_interval", round(update_s * 1000))
+            self._writer.put_line(folder / f"{labelled}_average_interval", round(update_s * 1000))
         powers: list[_PowerFile] = []
         if channel.kind == "volts_amperes":
             powers = [
@@ -425,11 +419,8 @@ class Tree:
         """Let a directory vanish, with its link and those that add to its name: nested zones."""
         if not any(fault.kind == "vanish" for fault in faults):
             return
-        links = [
-            link
-            for link in sorted((self._sysfs / name.parent).iterdir())
-            if link.name == name.name or link.name.startswith(f"{name.name}:")
-        ]
+        names = sorted((self._sysfs / name.parent).iterdir())
+        links = [path for path in names if path.name == name.name or path.name.startswith(f"{name.name}:")]
         hidden = self._scratch / f"gone-{len(self._vanishing)}"
         self._vanishing.append(Vanishing(self._writer, directory, links, hidden, faults))
 
