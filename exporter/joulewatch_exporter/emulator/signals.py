@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from joulewatch_exporter.emulator.checks import check_range
 
@@ -39,14 +39,11 @@ class Signal(Protocol):
 class Constant:
     """Constant power."""
 
+    is_deterministic: ClassVar[bool] = True
     watts: float
 
     def __post_init__(self) -> None:
         check_range("watts", self.watts, 0.0)
-
-    @property
-    def is_deterministic(self) -> bool:
-        return True
 
     def power_watts(self, t_s: float) -> float:
         return self.watts
@@ -63,6 +60,7 @@ class Points:
     first to the last one are one round, and the rounds follow each other without end.
     """
 
+    is_deterministic: ClassVar[bool] = True
     times_s: tuple[float, ...]
     watts: tuple[float, ...]
     is_linear: bool = False
@@ -85,10 +83,6 @@ class Points:
             left, right = self.watts[index - 1], self.watts[index]
             sums.append(sums[-1] + width_s * ((left + right) / 2 if self.is_linear else left))
         object.__setattr__(self, "_sums_joules", tuple(sums))
-
-    @property
-    def is_deterministic(self) -> bool:
-        return True
 
     def _fold(self, t_s: float) -> tuple[int, float]:
         """Return the round and the time within it."""
@@ -132,6 +126,7 @@ class Points:
 class Square:
     """High for ``duty`` of each period, low for the rest; a period begins with its high part at ``phase_s``."""
 
+    is_deterministic: ClassVar[bool] = True
     low_watts: float
     high_watts: float
     period_s: float
@@ -143,10 +138,6 @@ class Square:
         check_range("high_watts", self.high_watts, 0.0)
         check_range("period_s", self.period_s, _SHORTEST_PERIOD_S)
         check_range("duty", self.duty, 0.0, 1.0)
-
-    @property
-    def is_deterministic(self) -> bool:
-        return True
 
     def power_watts(self, t_s: float) -> float:
         within_s = (t_s - self.phase_s) % self.period_s
@@ -167,6 +158,7 @@ class Square:
 class Sine:
     """A sine wave around ``mean_watts``."""
 
+    is_deterministic: ClassVar[bool] = True
     mean_watts: float
     amplitude_watts: float
     period_s: float
@@ -176,10 +168,6 @@ class Sine:
         check_range("mean_watts", self.mean_watts, 0.0)
         check_range("amplitude_watts", self.amplitude_watts, 0.0, self.mean_watts)  # power is never negative
         check_range("period_s", self.period_s, _SHORTEST_PERIOD_S)
-
-    @property
-    def is_deterministic(self) -> bool:
-        return True
 
     def power_watts(self, t_s: float) -> float:
         turns = (t_s - self.phase_s) / self.period_s
@@ -213,6 +201,7 @@ class Sum:
 class Phases:
     """Signals one after another, each from its time 0 and for its duration; then from the first again."""
 
+    is_deterministic: ClassVar[bool] = True
     signals: tuple[Signal, ...]
     durations_s: tuple[float, ...]
     _round_joules: float = field(init=False, repr=False)
@@ -222,10 +211,6 @@ class Phases:
             signal.energy_joules(0.0, span_s) for signal, span_s in zip(self.signals, self.durations_s, strict=True)
         )
         object.__setattr__(self, "_round_joules", joules)
-
-    @property
-    def is_deterministic(self) -> bool:
-        return True
 
     def power_watts(self, t_s: float) -> float:
         within_s = t_s % sum(self.durations_s)
@@ -259,6 +244,7 @@ class CpuLoad:
     (for devices that average), and the future is unknown.
     """
 
+    is_deterministic = False
     SAMPLE_S = 0.1
     MEMORY_S = 60.0
 
@@ -269,10 +255,6 @@ class CpuLoad:
             [(0.0, 0.0, idle_watts)], maxlen=round(self.MEMORY_S / self.SAMPLE_S)
         )
         """Time, energy so far and following power of each sample. Append only: threads of devices may be reading."""
-
-    @property
-    def is_deterministic(self) -> bool:
-        return False
 
     def follow(self, t_s: float, utilisation: float) -> None:
         """Add a sample: from ``t_s`` on, the power is that of ``utilisation``, which is in [0, 1]."""

@@ -55,6 +55,8 @@ class WorkloadLoad:
     (for devices that average), and the future is unknown.
     """
 
+    is_deterministic = False
+
     def __init__(
         self, *, idle_watts: float, workloads: Mapping[str, WorkloadPower], other_watts_per_core: float, cgroup: str
     ) -> None:
@@ -76,10 +78,6 @@ class WorkloadLoad:
         """Processor time of all of them so far."""
         self._steps: deque[_Step] = deque([_Step(0.0, 0.0, 0.0, 0.0)], maxlen=_MEMORY_STEPS)
         """Append only: threads of devices may be reading."""
-
-    @property
-    def is_deterministic(self) -> bool:
-        return False
 
     def follow(self, t_s: float, seconds: Mapping[str, float]) -> None:
         """Add an update: until ``t_s``, the workloads have used these seconds."""
