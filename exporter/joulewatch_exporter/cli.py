@@ -23,7 +23,7 @@ from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families, experimental_note
 from joulewatch_exporter.commands.once import once
 from joulewatch_exporter.commands.serve import allow_many_files, serve
-from joulewatch_exporter.config.config import Config, ExporterSettings, PathSettings, load_config
+from joulewatch_exporter.config.config import Config, ExporterSettings, load_config
 from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, ExporterError
 from joulewatch_exporter.logs import set_up_logging
 from joulewatch_exporter.model import Collector
@@ -249,7 +249,9 @@ def _config(
     given = vars(args)
     config = load_config(given.get("config_file"), families, sources)
     settings = config.exporter
-    path = _replaced(settings.path, {name: given[name] for name in ("sysfs", "procfs", "dev") if name in given})
+    path = dataclasses.replace(
+        settings.path, **{name: given[name] for name in ("sysfs", "procfs", "dev") if name in given}
+    )
     names = {item.name for item in dataclasses.fields(ExporterSettings)} - {"path"}
     changes = {name: value for name, value in given.items() if name in names}
     if "listen" in changes:
@@ -268,10 +270,6 @@ def _config(
     if "attribution" in given:
         attribution = dataclasses.replace(attribution, enabled=given["attribution"])
     return Config(exporter=settings, collectors=collectors, attribution=attribution)
-
-
-def _replaced(path: PathSettings, changes: dict[str, Path]) -> PathSettings:
-    return dataclasses.replace(path, **changes)
 
 
 def _emulate(args: argparse.Namespace) -> int:
