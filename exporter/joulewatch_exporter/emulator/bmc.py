@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 from joulewatch_exporter.emulator.checks import check_range
 from joulewatch_exporter.emulator.faults import Fault, check_faults
+from joulewatch_exporter.emulator.files import write_private
 from joulewatch_exporter.emulator.rmcp import (
     BAD_FIELD,
     BAD_LENGTH,
@@ -157,14 +158,9 @@ class BmcSpec:
         check_faults(self.faults, BMC_FAULTS)
 
     @property
-    def key(self) -> str:
-        """``device/domain`` in the truth."""
-        return f"{self.name}/total"
-
-    @property
     def truth(self) -> Mapping[str, Signal]:
         """The signal by ``device/domain``."""
-        return {self.key: self.signal}
+        return {f"{self.name}/total": self.signal}
 
 
 class Bmc:
@@ -200,9 +196,7 @@ class Bmc:
             suites=spec.cipher_suites,
         )
         self.password_file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{spec.password}\n")
+        write_private(self.password_file, f"{spec.password}\n".encode())
         self._server.open()
 
     @property

@@ -1138,7 +1138,7 @@ def test_invalid_specs_of_an_emulated_sensor(fields: dict[str, object]) -> None:
 
 
 def test_keys_of_the_truth_are_the_labels_of_the_series() -> None:
-    assert BmcSpec(name="node7", signal=Constant(1.0)).key == "node7/total"
+    assert list(BmcSpec(name="node7", signal=Constant(1.0)).truth) == ["node7/total"]
     assert len(set(BMC_FAULTS)) == len(BMC_FAULTS)
 
 

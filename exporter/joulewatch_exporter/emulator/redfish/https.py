@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import socket
 import ssl
@@ -19,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from joulewatch_exporter.emulator.files import write_private
 from joulewatch_exporter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -209,10 +209,3 @@ def _certificate_by_openssl(certificate: Path, key: Path, name: str, address: st
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{program}: cannot make a certificate: {error}") from error
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)

@@ -25,7 +25,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from joulewatch_exporter.emulator.redfish.https import Answer, HttpsServer, make_certificate, write_private
+from joulewatch_exporter.emulator.files import write_private
+from joulewatch_exporter.emulator.redfish.https import Answer, HttpsServer, make_certificate
 from joulewatch_exporter.emulator.redfish.resources import ROOT, SESSIONS, Resources, Sample, head
 from joulewatch_exporter.emulator.redfish.spec import RedfishSpec
 

@@ -119,11 +119,6 @@ class RedfishSpec:
         check_faults(self.faults, REDFISH_FAULTS)
 
     @property
-    def key(self) -> str:
-        """``device/domain`` in the truth."""
-        return f"{self.name}/total"
-
-    @property
     def truth(self) -> Mapping[str, Signal]:
         """The signals by ``device/domain``: each chassis, and in the resource Power its supplies and sub-totals."""
         count = len(self.chassis)
