@@ -29,6 +29,7 @@ from joulewatch_harness.binder import (
     short_for,
 )
 from joulewatch_harness.errors import ConfigError, RecordError
+from support.hostile_yaml import HOSTILE_YAML
 
 
 def even(value: int) -> int:
@@ -320,22 +321,7 @@ def test_yaml_values(tmp_path: Path) -> None:
     assert read_yaml(path) is None
 
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (LAUGHS, "more than 1000000 values after its aliases are expanded"),
-        ("a: &a [*a]\n", "an alias contains itself"),
-        ("[" * 100 + "]" * 100, "nested deeper than 50 levels"),
-        ("[" * 100_000, "is not valid YAML: nested too deeply"),
-        ("{a: " * 5_000, "is not valid YAML: nested too deeply"),
-    ],
-    ids=["billion-laughs", "recursive", "deep", "very-deep", "deep-mappings"],
-)
+@pytest.mark.parametrize(("text", "problem"), HOSTILE_YAML.values(), ids=HOSTILE_YAML)
 def test_hostile_yaml_is_one_line(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ConfigError, match=problem) as caught:

@@ -11,6 +11,7 @@ import pytest
 
 from joulewatch_exporter.config.strict import build, convert, nearest, parse_yaml, read_yaml
 from joulewatch_exporter.errors import ConfigError
+from support.hostile_yaml import HOSTILE_YAML
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,7 @@ def test_the_nearest_word_or_all_valid_words_are_suggested() -> None:
     assert nearest("zzz", ()) == "nothing is valid here"
 
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (LAUGHS, "more than 1000000 values after its aliases are expanded"),
-        ("a: &a [*a]\n", "an alias contains itself"),
-        ("[" * 100 + "]" * 100, "nested deeper than 50 levels"),
-        ("[" * 100_000, "is not valid YAML: nested too deeply"),
-        ("{a: " * 5_000, "is not valid YAML: nested too deeply"),
-    ],
-    ids=["billion-laughs", "recursive", "deep", "very-deep", "deep-mappings"],
-)
+@pytest.mark.parametrize(("text", "problem"), HOSTILE_YAML.values(), ids=HOSTILE_YAML)
 def test_hostile_yaml_is_one_line(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ConfigError, match=problem) as caught:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from joulewatch_harness.cli import main
-from joulewatch_harness.records import SCHEMA_VERSION, Configuration, ExporterRecord, RunEnd, RunHeader, Window
+from joulewatch_harness.records import Configuration, ExporterRecord, RunEnd, Window
 from joulewatch_harness.storage.journal import Journal
+from support import runs
 
 T0 = 1795860000
 """2026-11-28 10:00:00 UTC."""
@@ -91,16 +92,11 @@ def test_mlperf_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def write_run(folder: Path, windows: list[tuple[str, float, float]]) -> str:
     """Write the journal of a run with windows of 100 inferences; return its name."""
     network = Configuration(name="net/python/fp32", network="net", runtime="python", precision="fp32")
-    header = RunHeader(
-        run="20261128T100000Z-abcdef",
-        started_at_s=T0,
-        schema=SCHEMA_VERSION,
-        command=(),
-        plan={},
-        plan_sha256="",
+    header = runs.header(
+        "20261128T100000Z-abcdef",
+        T0,
         configurations=(network,),
         exporters=(ExporterRecord(name="node1:10717", url="http://node1:10717", nodename="node1"),),
-        sensors=(),
         provenance={"host": "node1"},
     )
     with Journal.create(folder / "runs", header) as journal:

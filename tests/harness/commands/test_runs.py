@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -88,6 +88,22 @@ def test_no_runs_is_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == []
 
 
+class Client:
+    """What both fakes of ``PrometheusClient`` share; each has a ``query``."""
+
+    def __init__(self, options: PrometheusOptions) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ping(self) -> str:
+        return ""
+
+
 def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[str, list[dict[str, Any]]] = {
         "last_over_time(joulewatch_run_start": [
@@ -102,19 +118,7 @@ def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
         "group by (run, configuration)": [{"metric": {"run": "b", "configuration": NETWORK.name}, "value": [9, "1"]}],
     }
 
-    class FakeClient:
-        def __init__(self, options: PrometheusOptions) -> None:
-            pass
-
-        def __enter__(self) -> FakeClient:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def ping(self) -> str:
-            return ""
-
+    class FakeClient(Client):
         def query(self, promql: str) -> list[dict[str, Any]]:
             # Annotations that were delivered by remote write have no target labels.
             assert "[30d]" in promql and 'cluster=~"x|"' in promql
@@ -188,19 +192,7 @@ def test_bad_arguments_are_errors(
 def test_a_list_longer_than_the_servers_longest_range_is_queried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ranges: list[float] = []
 
-    class FakeClient:
-        def __init__(self, options: PrometheusOptions) -> None:
-            pass
-
-        def __enter__(self) -> FakeClient:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def ping(self) -> str:
-            return ""
-
+    class FakeClient(Client):
         def query(self, promql: str, at_s: float | None = None) -> list[dict[str, Any]]:
             if "[90d]" in promql:
                 raise QueryRangeError("limit: 768h0m0s")

@@ -13,17 +13,16 @@ import responses
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.cli import main
 from joulewatch_harness.records import (
-    SCHEMA_VERSION,
     Configuration,
     Edge,
     EdgeCounter,
     ExporterRecord,
     RunEnd,
-    RunHeader,
     Window,
 )
 from joulewatch_harness.storage.journal import Journal
 from support.fake_prometheus import URL, FakePrometheus
+from support.runs import header as run_header
 
 T0 = 1795860000.0
 RUN = "20261128T100000Z-abcdef"
@@ -47,16 +46,11 @@ def edge(at_s: float) -> Edge:
 def runs(tmp_path: Path) -> Path:
     """Write a run of node1, whose socket uses 150 W, and return the directory of all runs."""
     network = Configuration(name="net/python/fp32", network="net", runtime="python", precision="fp32")
-    header = RunHeader(
-        run=RUN,
-        started_at_s=T0,
-        schema=SCHEMA_VERSION,
-        command=(),
-        plan={},
-        plan_sha256="",
+    header = run_header(
+        RUN,
+        T0,
         configurations=(network,),
         exporters=(ExporterRecord(name="node1:10717", url="http://node1:10717", nodename="node1"),),
-        sensors=(),
         provenance={"host": "node1"},
     )
     with Journal.create(tmp_path / "runs", header) as journal:
