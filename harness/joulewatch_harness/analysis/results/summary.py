@@ -412,31 +412,27 @@ class _Analysis:
         idle = self.idle_power(sensors, configuration)
         withheld = self.idle_problem(idle, sensors)
         shares = self.shares(sensors, [measured for measured, _ in complete], configuration)
-        of_configuration = self.configurations.get(configuration)
-        if of_configuration is not None and of_configuration.alone:
-            # The energy of the devices is that of all networks, per inference of one of them it would mislead.
-            return replace(
-                result,
-                idle=idle,
-                missing="other networks ran at the same time, so only its attributed energy is known",
-                attributed=None if isinstance(shares, str) else self.attributed(complete, idle, shares),
-                attributed_missing=shares if isinstance(shares, str) else "",
-                shares=() if isinstance(shares, str) else shares,
-                windows=tuple(measured.window.index for measured, _ in complete),
-                sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
-            )
-        return replace(
+        result = replace(
             result,
-            gross=per_inference(complete, None, coverage=self.coverage),
-            net=per_inference(complete, idle, coverage=self.coverage) if idle is not None and not withheld else None,
             idle=idle,
-            missing="",
-            net_missing=withheld,
             attributed=None if isinstance(shares, str) else self.attributed(complete, idle, shares),
             attributed_missing=shares if isinstance(shares, str) else "",
             shares=() if isinstance(shares, str) else shares,
             windows=tuple(measured.window.index for measured, _ in complete),
             sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
+        )
+        of_configuration = self.configurations.get(configuration)
+        if of_configuration is not None and of_configuration.alone:
+            # The energy of the devices is that of all networks, per inference of one of them it would mislead.
+            return replace(
+                result, missing="other networks ran at the same time, so only its attributed energy is known"
+            )
+        return replace(
+            result,
+            gross=per_inference(complete, None, coverage=self.coverage),
+            net=per_inference(complete, idle, coverage=self.coverage) if idle is not None and not withheld else None,
+            missing="",
+            net_missing=withheld,
         )
 
     def attributed(
