@@ -59,7 +59,7 @@ _DENIED_CURE: Final = (
 
 
 class Client(NamedTuple):
-    """What an fdinfo file says about one client of a GPU."""
+    """What an fdinfo file shows about one client of a GPU."""
 
     device: str
     """PCI address."""
@@ -71,7 +71,7 @@ class Client(NamedTuple):
 
 
 def parse_fdinfo(text: str) -> Client | None:
-    """Return what an fdinfo file says; None: it is not that of a GPU with engine counters."""
+    """Return the client of an fdinfo file; None: it is not that of a GPU with engine counters."""
     values: dict[str, str] = {}
     for line in text.splitlines():
         key, separator, value = line.partition(":")

@@ -1,4 +1,4 @@
-r"""The table of the managers: what the path of a cgroup says about the workload in it.
+r"""The table of the managers: what the path of a cgroup shows about the workload in it.
 
 The first rule that matches a path below the root (without a slash at either end) decides. A new manager is a few lines
 here and its sample paths in ``tests/exporter/attribution/test_names.py``.

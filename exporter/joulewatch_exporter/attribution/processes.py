@@ -40,7 +40,7 @@ class ProcessesOptions:
 
 
 class Process(NamedTuple):
-    """What ``/proc/PID/stat`` says about one process."""
+    """What ``/proc/PID/stat`` shows about one process."""
 
     pid: int
     command: str

@@ -112,7 +112,7 @@ def _draw_lines(lines: Sequence[Line], panels: Sequence[Any], labels: dict[str, 
         colour = PALETTE[number % len(PALETTE)]
         style = {
             "color": colour,
-            # Markers tell configurations apart, styles the hardware: also in black and white.
+            # Markers distinguish configurations, styles the hardware: also in black and white.
             "marker": marker,
             "markersize": size,
             "markerfacecolor": colour if number < len(MARKERS) else "white",

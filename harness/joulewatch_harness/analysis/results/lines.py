@@ -77,7 +77,7 @@ def lines_of(sides: Sequence[Side], *, main_device: bool = False) -> list[Line]:
             energies are the sums over all device sensors.
 
     Raises:
-        ConfigError: ``main_device``, but a configuration does not tell which component it runs on.
+        ConfigError: ``main_device``, but a configuration does not show which component it runs on.
         RecordError: A stored result is broken.
     """
     components = [_main_component(side) if main_device else TOTAL for side in sides]

@@ -1,4 +1,4 @@
-"""What one window says about the energy per unit of counters: the whole, by a label, and by least squares. Pure."""
+"""The energy per unit of counters in one window: the whole, by a label, and by least squares. Pure."""
 
 from __future__ import annotations
 
