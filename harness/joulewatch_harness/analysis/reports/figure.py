@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.analysis.reports.figure_parts import (
-    DPI,
     LEGEND_POINTS,
     LINE_STYLES,
     MARKERS,
@@ -25,13 +24,13 @@ from joulewatch_harness.analysis.reports.figure_parts import (
     draw_foot,
     draw_titles,
     legend_labels,
+    save_figure,
     set_ticks,
     wrapped,
 )
 from joulewatch_harness.analysis.results.model import OTHER_PHASE, TOTAL, Estimate, GroupResult, RunResult
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
 from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
-from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.scenario import IDLE_PHASE
 
 _SIZE_INCHES: Final = (6.4, 6.6)
@@ -63,15 +62,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
         ConfigError: The suffix is not valid, the directory does not exist, or the file cannot be written.
     """
     check_figure_path(path)
-    import matplotlib as mpl
-
-    metadata = {"Title": f"joulewatch run {result.record.header.run}"}
-    with mpl.rc_context(STYLE):
-        figure = make_figure(result, net=net)
-        try:
-            figure.savefig(path, dpi=DPI, metadata=metadata)
-        except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+    save_figure(make_figure(result, net=net), path, f"joulewatch run {result.record.header.run}")
 
 
 def make_figure(result: RunResult, *, net: bool = False) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,21 @@ def check_figure_path(path: Path) -> None:
         raise ConfigError(f"--figure {path}: the name must end in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise ConfigError(f"--figure {path}: the directory {path.parent} does not exist")
+
+
+def save_figure(figure: Any, path: Path, title: str, style: Mapping[str, Any] = STYLE) -> None:
+    """Write a figure.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(dict(style)):
+        try:
+            figure.savefig(path, dpi=DPI, metadata={"Title": title})
+        except OSError as error:
+            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
 
 
 def legend_labels(names: Sequence[str]) -> tuple[dict[str, str], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.figure_parts import PALETTE, check_figure_path, wrapped
+from joulewatch_harness.analysis.reports.figure_parts import PALETTE, STYLE, check_figure_path, save_figure, wrapped
 from joulewatch_harness.analysis.reports.layers_report import (
     METHOD,
     SMALLEST_SHARE,
@@ -15,26 +15,12 @@ from joulewatch_harness.analysis.reports.layers_report import (
 )
 from joulewatch_harness.analysis.results.layers import LayerView, Row
 from joulewatch_harness.analysis.results.numbers import prefix_for, warning_line
-from joulewatch_harness.errors import ConfigError
 
 _WIDTH_INCHES: Final = 8.0
 _ROW_INCHES: Final = 0.27
-_DPI: Final = 200
 _LONGEST_NAME: Final = 44
 _LONGEST_LABEL: Final = 56
-_STYLE: Final = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.edgecolor": "#444444",
-    "xtick.color": "#444444",
-    "ytick.color": "#222222",
-    "axes.labelcolor": "#222222",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
+_STYLE: Final = STYLE | {"font.size": 9, "ytick.color": "#222222"}
 
 
 def write_figure(view: LayerView, path: Path, smallest: float = SMALLEST_SHARE) -> None:
@@ -60,10 +46,7 @@ def write_figure(view: LayerView, path: Path, smallest: float = SMALLEST_SHARE) 
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
         _draw(view, rows, left, right)
         _titles(view, figure)
-        try:
-            figure.savefig(path, dpi=_DPI, metadata={"Title": f"joulewatch layers: {title(view)}"})
-        except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+    save_figure(figure, path, f"joulewatch layers: {title(view)}", _STYLE)
 
 
 def _draw(view: LayerView, rows: list[Row], left: Any, right: Any) -> None:

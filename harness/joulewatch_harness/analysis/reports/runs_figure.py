@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.analysis.reports.figure_parts import (
-    DPI,
     LEGEND_POINTS,
     LINE_STYLES,
     MARKERS,
@@ -23,12 +22,12 @@ from joulewatch_harness.analysis.reports.figure_parts import (
     draw_foot,
     draw_titles,
     legend_labels,
+    save_figure,
     set_ticks,
     wrapped,
 )
 from joulewatch_harness.analysis.results.lines import Line, LinePoint, Value
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
-from joulewatch_harness.errors import ConfigError
 
 MAIN_DEVICE_TEXT: Final = (
     "Energy of the CPU, the GPU or the FPGA that runs the network; memory and the host of an accelerator are excluded"
@@ -56,14 +55,7 @@ def write_runs_figure(lines: Sequence[Line], path: Path, *, main_device: bool = 
         ConfigError: The suffix is not valid, the directory does not exist, or the file cannot be written.
     """
     check_figure_path(path)
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
-        figure = make_runs_figure(lines, main_device=main_device)
-        try:
-            figure.savefig(path, dpi=DPI, metadata={"Title": f"joulewatch runs {', '.join(_runs(lines))}"})
-        except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+    save_figure(make_runs_figure(lines, main_device=main_device), path, f"joulewatch runs {', '.join(_runs(lines))}")
 
 
 def make_runs_figure(lines: Sequence[Line], *, main_device: bool = False) -> Any:
