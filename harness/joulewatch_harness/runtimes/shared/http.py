@@ -207,14 +207,7 @@ class Connection:
         Raises:
             NetworkError: no answer, or not an HTTP answer; the text contains the URL, the reason and the fix.
         """
-        response = self._answered(method, path, parts, headers or {})
-        try:
-            body = response.read()
-        except Exception as error:
-            response.close()
-            self.close()
-            raise self._trouble(path, error, "the answer was cut off") from error
-        return self._answer(path, response, body)
+        return self._answer(path, self._answered(method, path, parts, headers or {}))
 
     def stream(
         self, method: str, path: str, parts: Sequence[Buffer], headers: Mapping[str, str]
@@ -229,15 +222,7 @@ class Connection:
             NetworkError: as of ``request``; the iterator raises it if the stream is cut off.
         """
         response = self._answered(method, path, parts, headers)
-        if response.status == 200:
-            return self._pieces(path, response)
-        try:
-            body = response.read()
-        except Exception as error:
-            response.close()
-            self.close()
-            raise self._trouble(path, error, "the answer was cut off") from error
-        return self._answer(path, response, body)
+        return self._pieces(path, response) if response.status == 200 else self._answer(path, response)
 
     def _pieces(self, path: str, response: http.client.HTTPResponse) -> Iterator[bytes]:
         whole = False
@@ -254,7 +239,13 @@ class Connection:
                 self.close()
             response.close()
 
-    def _answer(self, path: str, response: http.client.HTTPResponse, body: bytes) -> Answer:
+    def _answer(self, path: str, response: http.client.HTTPResponse) -> Answer:
+        try:
+            body = response.read()
+        except Exception as error:
+            response.close()
+            self.close()
+            raise self._trouble(path, error, "the answer was cut off") from error
         if response.will_close:
             self.close()
         answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
