@@ -56,7 +56,6 @@ def device_rows(
     *,
     noise: float = 0.05,
     device: str = "",
-    spread: float = 0.5,
     batch_sizes: Sequence[int] = (1,),
     precision: str = "fp32",
     runtime: str = "runtime",
@@ -64,7 +63,7 @@ def device_rows(
 ) -> list[Row]:
     """Return measured rows of a device: coefficients that scatter around ``COEFFICIENTS``, and noise on each energy."""
     random = np.random.default_rng(seed)
-    coefficients = COEFFICIENTS * np.exp(spread * random.normal(size=7)) * math.exp(random.normal())
+    coefficients = _coefficients(random)
     rows = []
     for shape in shapes:
         for batch_size in batch_sizes:
@@ -80,10 +79,13 @@ def device_rows(
     return rows
 
 
-def coefficients_of(seed: int, spread: float = 0.5) -> np.ndarray:
+def coefficients_of(seed: int) -> np.ndarray:
     """Return the coefficients that ``device_rows`` draws for a seed."""
-    random = np.random.default_rng(seed)
-    return COEFFICIENTS * np.exp(spread * random.normal(size=7)) * math.exp(random.normal())
+    return _coefficients(np.random.default_rng(seed))
+
+
+def _coefficients(random: np.random.Generator) -> np.ndarray:
+    return COEFFICIENTS * np.exp(0.5 * random.normal(size=7)) * math.exp(random.normal())
 
 
 def true_joules(coefficients: np.ndarray, features: Features, batch_size: int) -> float:

@@ -168,10 +168,10 @@ class Scrape:
         return sum((*self.workloads.values(), *self.unattributed.values()))
 
 
-def wait_for_series(url: str, loads: Sequence[Load], limit_s: float = 20.0) -> Scrape:
+def wait_for_series(url: str, loads: Sequence[Load]) -> Scrape:
     """Return the first scrape in which each load has series."""
-    end_s = time.monotonic() + limit_s
+    end_s = time.monotonic() + 20
     while not all(any(map(load.owns, (scrape := Scrape.get(url)).workloads)) for load in loads):
-        assert time.monotonic() < end_s, f"not within {limit_s:g} s: series of {loads}; {scrape}"
+        assert time.monotonic() < end_s, f"not within 20 s: series of {loads}; {scrape}"
         time.sleep(0.1)
     return scrape

@@ -376,12 +376,12 @@ TWO_SOCKETS = (
 )
 
 
-def raw_of(samples: Iterable[Sample], instance: str = "") -> list[RawSeries]:
+def raw_of(samples: Iterable[Sample]) -> list[RawSeries]:
     """Return annotations as a Prometheus returns them."""
     return [
         RawSeries(
             name=name,
-            labels={**dict(labels), **({"instance": instance} if instance else {})},
+            labels=dict(labels),
             times_s=np.array([item.at_ms / 1000 for item in result]),
             values=np.array([item.value for item in result]),
         )
@@ -436,11 +436,11 @@ def write_recording(world: World, path: Path, samples: Sequence[RawSeries] | Non
         client.close()
 
 
-def send_world(server: str | PrometheusOptions, world: World, piece: int = 20_000, **labels: str) -> None:
+def send_world(server: str | PrometheusOptions, world: World, **labels: str) -> None:
     """Write the scrapes and annotations to a real Prometheus, in order of time."""
     assert world.record is not None
     samples = [*scrape_samples(world, **labels), *run_samples(world.record)]
     samples.sort(key=lambda item: item.at_ms)
     with PrometheusClient(PrometheusOptions(server) if isinstance(server, str) else server) as client:
-        for first in range(0, len(samples), piece):
-            send_samples(client, samples[first : first + piece])
+        for first in range(0, len(samples), 20_000):
+            send_samples(client, samples[first : first + 20_000])

@@ -67,18 +67,13 @@ def node_world(
     rounds: int = 2,
     seed: int = 0,
     noise: float = 0.0,
-    window_s: float = 2.5,
-    refresh_s: float = 0.001,
     load: float = 1.0,
 ) -> World:
     """Return a run of two configurations at three batch sizes: the sensor of the node reads 120 to 630 W."""
-    import dataclasses
-
-    node = dataclasses.replace(NODE, refresh_s=refresh_s)
 
     def power(_: object, configuration: str, batch_size: int) -> float:
         if configuration == "idle":
             return 120.0
         return load * (150.0 + 60.0 * np.log2(batch_size) + (90.0 if configuration.endswith("int8") else 0.0))
 
-    return make_world([node], power=power, rounds=rounds, seed=seed, noise=noise, window_s=window_s, scrape_s=0.2)
+    return make_world([NODE], power=power, rounds=rounds, seed=seed, noise=noise, window_s=2.5, scrape_s=0.2)
