@@ -142,25 +142,15 @@ SENSOR_INFO: Final = _exporter(
     "joulewatch_sensor_info",
     "info",
     (
-        "scope",
-        *SENSOR_LABELS,
-        "method",
-        "reads",
-        "read_mode",
-        "primary",
-        "host",
-        "model",
-        "source",
-        "resolution",
-        "accuracy",
-        "accuracy_source",
+        "scope", *SENSOR_LABELS, "method", "reads", "read_mode", "primary", "host", "model", "source", "resolution",
+        "accuracy", "accuracy_source",
     ),
     "How a quantity is measured. method: counter, integrated, estimated or emulated; reads: energy or power, as the "
     "sensor reports it; read_mode: on_request (for each scrape), polled (in the background on this machine) or remote "
     "(from a BMC over the network); primary: 1 for the one node sensor that counts for its host, 0 for other node "
     "sensors, else empty; host: nodename, or the target's name for a remote BMC; accuracy: relative half-width, or "
     "empty if unknown; accuracy_source: where it is published, or why it is assumed.",
-)
+)  # fmt: skip
 SENSOR_UP: Final = _exporter(
     "joulewatch_sensor_up",
     "boolean",
@@ -384,30 +374,15 @@ RUN_INFO: Final = _harness(
     "joulewatch_run_info",
     "info",
     (
-        *RUN_LABELS,
-        "actual_precision",
-        "provider",
-        "runtime_version",
-        "scenario",
-        "server_rate_per_second",
-        "hardware",
-        "nodename",
-        "kernel",
-        "governor",
-        "model_sha256",
-        "plan_sha256",
-        "max_relative_uncertainty",
-        "settle_seconds",
-        "exporters",
-        "exporter_nodenames",
-        "schema",
-        "version",
+        *RUN_LABELS, "actual_precision", "provider", "runtime_version", "scenario", "server_rate_per_second",
+        "hardware", "nodename", "kernel", "governor", "model_sha256", "plan_sha256", "max_relative_uncertainty",
+        "settle_seconds", "exporters", "exporter_nodenames", "schema", "version",
     ),
     "One configuration of a run, as observed after loading. scenario: offline, single_stream or server. "
     "max_relative_uncertainty: the target at which the rounds ended; without it their number was fixed. "
     "settle_seconds: how long the load ran before each window. exporter_nodenames: a regular expression that matches "
     "the nodename of each exporter of the run.",
-)
+)  # fmt: skip
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",
     "seconds",
