@@ -20,10 +20,10 @@ from kit import (
     panel,
     query,
     query_variable,
-    scatter,
     single_stat,
     time_series,
 )
+from trends import scatter
 from whose import NO_WORKLOADS, REASONS, reason_colours
 
 BY_HOST: Final = 'cluster=~"$cluster", host=~"$host"'

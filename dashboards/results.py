@@ -13,7 +13,6 @@ from kit import (
     SORTED_BY_BATCH_SIZE,
     Panel,
     Variable,
-    as_line,
     data_source_variable,
     data_table,
     link,
@@ -37,6 +36,7 @@ from runs import (
     runs_panel,
     total,
 )
+from trends import as_line
 
 from joulewatch_exporter import catalog
 

@@ -17,17 +17,14 @@ from kit import (
     Panel,
     Variable,
     data_table,
-    line_overrides,
-    line_variables,
     method_column,
     multi_value_variable,
-    over_lines,
     override,
     panel,
     query,
     query_variable,
-    trend_over_batch_size,
 )
+from trends import line_overrides, line_variables, over_lines, trend_over_batch_size
 
 from joulewatch_exporter import catalog
 
