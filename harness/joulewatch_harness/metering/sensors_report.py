@@ -68,7 +68,12 @@ def _tested(row: SensorRow) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "?"
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    return f"{_digits(value, 3)} s" if value >= 0.9995 else f"{_digits(value * 1e3, 3)} ms"
+
+
+def _digits(value: float, digits: int) -> str:
+    """Return a number with some digits, and all those before the point."""
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def _accuracy(row: SensorRow) -> str:
@@ -80,12 +85,12 @@ def _accuracy(row: SensorRow) -> str:
 
 def _cost(cost: Cost) -> str:
     text = (
-        f"Cost of reading {cost.exporter}: an answer takes {cost.median_s * 1e3:.2g} ms (median of {cost.requests}), "
-        f"{cost.p99_s * 1e3:.2g} ms (99 %)"
+        f"Cost of reading {cost.exporter}: an answer takes {_digits(cost.median_s * 1e3, 2)} ms (median of "
+        f"{cost.requests}), {_digits(cost.p99_s * 1e3, 2)} ms (99 %)"
     )
     if cost.processor_s is None or cost.quiet_share is None:
         return f"{text}."
     return (
-        f"{text}, and {cost.processor_s * 1e3:.2g} ms of the exporter's processor time. When nothing reads it, it uses "
-        f"{100 * cost.quiet_share:.2g} % of a processor."
+        f"{text}, and {_digits(cost.processor_s * 1e3, 2)} ms of the exporter's processor time. When nothing reads it, "
+        f"it uses {_digits(100 * cost.quiet_share, 2)} % of a processor."
     )

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from joulewatch_harness import cli
-from joulewatch_harness.metering.sensors import SensorRow, _tested, shortest_window_s
+from joulewatch_harness.metering import sensors_report
+from joulewatch_harness.metering.sensors import Cost, SensorRow, _tested, shortest_window_s
 from support.counting_exporter import Counter, CountingExporter
 from support.servers import free_port
 from support.synthetic import sensor
@@ -73,6 +74,15 @@ def test_the_shortest_window_is_that_of_the_tested_refresh(published_s: float, r
     shown = sensor("socket0", "package", refresh_s=shown_s, read_mode="on_request")
     tested = _tested(row, values).shortest_window_s
     assert tested == pytest.approx(shortest_window_s(shown, 100.0, 0.002), rel=0.03)
+
+
+def test_times_and_costs_have_no_exponent() -> None:
+    """A BMC refreshes about every second, and needs a quarter of an hour for 1 %."""
+    row = SensorRow(record=sensor("bmc", "total", refresh_s=0.99996), watts=100.0, shortest_window_s=1234.5)
+    cost = Cost(exporter="node1", median_s=0.1234, p99_s=1.5, requests=9, processor_s=0.1, quiet_share=1.004)
+    text = "\n".join(sensors_report.lines([], [row], [cost], width=200))
+    assert "  1 s" in text and "1234 s" in text
+    assert "takes 123 ms (median of 9), 1500 ms (99 %), and 100 ms of" in text and "uses 100 % of" in text
 
 
 def test_csv(exporter: CountingExporter, capsys: pytest.CaptureFixture[str]) -> None:
