@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import http.cookiejar
 import io
 import socket
 import time
@@ -138,7 +139,10 @@ def gunzip(body: bytes, longest: int = LONGEST_BODY) -> bytes:
 
 
 def bounded_session() -> requests.Session:
-    """Return a session of requests whose answers are bounded; read them with ``read_body``."""
+    """Return a session of requests whose answers are bounded; read them with ``read_body``.
+
+    It follows no redirect and keeps no cookies.
+    """
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -166,7 +170,13 @@ def bounded_session() -> requests.Session:
             manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
             return manager
 
-    session = requests.Session()
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """Return that there is no redirect, because requests would read its whole body, however long it is."""
+
+    session = Session()
+    # A server could send new ones in each answer.
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     return session

@@ -147,8 +147,8 @@ class PrometheusClient:
         data = {"query": promql} if at_s is None else {"query": promql, "time": f"{at_s:.3f}"}
         answer = self.post(QUERY_PATH, data, retry_s=retry_s)
         result = answer.get("result") if isinstance(answer, dict) else None
-        if not isinstance(result, list):
-            raise QueryError(f"{self.url}{QUERY_PATH} does not answer like a Prometheus: no list of results")
+        if not isinstance(result, list) or not _is_result(result):
+            raise QueryError(f"{self.url}{QUERY_PATH} does not answer like a Prometheus: no list of series")
         return result
 
     def ping(self) -> str:
@@ -183,7 +183,7 @@ class PrometheusClient:
         full = url if "://" in url else self.url + url
         argument = {"data": body, "headers": dict(headers or {})}
         response = self._request(method, full, argument, LONGEST_TEXT)
-        return Answer(response.status_code, response.text)
+        return Answer(response.status_code, response.content.decode("utf-8", "replace"))
 
     def _data_of(self, method: str, path: str, fields: Mapping[str, Any], retry_s: float | None) -> Any:
         url = self.url + path
@@ -251,7 +251,7 @@ class PrometheusClient:
             raise QueryUnavailableError(problem) from None
         if 300 <= response.status_code < 400 and "Location" in response.headers:
             raise QueryError(
-                f"{url} redirects to {without_secrets(response.headers['Location'])}: "
+                f"{url} redirects to {one_line(without_secrets(response.headers['Location']))}: "
                 "give the URL that answers without a redirect"
             )
         return response
@@ -264,10 +264,7 @@ class PrometheusClient:
         return f" (through the proxy {without_secrets(proxy)} of the environment, see NO_PROXY)" if proxy else ""
 
     def _data(self, url: str, response: requests.Response) -> Any:
-        try:
-            answer = response.json()
-        except (ValueError, RecursionError):
-            answer = None
+        answer = _json_of(response)
         if response.status_code in (401, 403):
             raise QueryError(
                 f"{url}: {_error_text(response)}: check username, password_file or bearer_token_file "
@@ -339,12 +336,30 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def _json_of(response: requests.Response) -> Any:
+    """Return the value of a JSON body; None if it is not valid. Requests would guess the encoding of a long one."""
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_result(result: list[Any]) -> bool:
+    """Return whether each entry of a result is a series with labels and samples."""
+    try:
+        for series in result:
+            if not all(isinstance(label, str) for label in series["metric"].values()):
+                return False
+            for at_s, value in series["values"] if "values" in series else [series["value"]]:
+                at_s + float(value)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False
+    return True
+
+
 def _error_text(response: requests.Response) -> str:
     """Return the server's error: ``HTTP 422 execution: query processing would load too many samples``."""
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        answer = None
+    answer = _json_of(response)
     if isinstance(answer, dict) and answer.get("error"):
         kind = answer.get("errorType") or "error"
         return f"HTTP {response.status_code} {one_line(str(kind))}: {one_line(str(answer['error']))}"
@@ -353,7 +368,7 @@ def _error_text(response: requests.Response) -> str:
 
 def _described(response: requests.Response) -> str:
     kind = one_line(response.headers.get("Content-Type", "").partition(";")[0]) or "no content type"
-    start = " ".join(response.text[:200].split())[:60]
+    start = " ".join(response.content[:200].decode("utf-8", "replace").split())[:60]
     return f"HTTP {response.status_code}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
 
 

@@ -56,12 +56,20 @@ def bomb(send: Callable[[bytes], None]) -> None:
     send(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB)
 
 
+def redirect_with_endless_body(send: Callable[[bytes], None]) -> None:
+    """Requests reads it before its caller can limit it."""
+    send(b"HTTP/1.1 302 Found\r\nLocation: /\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+
 SERVERS = {
     "endless-body": endless_body,
     "drips-headers": drip(b"X-A: b\r\n"),
     "drips-a-body": drip(b"Content-Length: 1000000\r\n\r\nxxxxx"),
     "continue-for-ever": endless_continue,
     "gzip-bomb": bomb,
+    "redirect-with-endless-body": redirect_with_endless_body,
 }
 
 

@@ -192,6 +192,37 @@ def test_refused_credentials_and_redirects_are_errors(server: responses.Requests
     assert "pw" not in str(caught.value)
 
 
+@pytest.mark.parametrize("location", ["http://[::1/", "//[\x1b[31m"])
+def test_a_redirect_to_an_invalid_url_is_an_error(server: responses.RequestsMock, location: str) -> None:
+    server.post(QUERY, status=302, headers={"Location": location})
+    with client() as prometheus, pytest.raises(QueryError, match="redirects to") as caught:
+        prometheus.query("1")
+    assert str(caught.value).isprintable()
+
+
+SAMPLES = {"metric": {"a": "b"}, "values": [[1, "1"], [2.5, "NaN"]]}
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        pytest.param(7, id="a-number"),
+        pytest.param({**SAMPLES, "metric": 5}, id="labels-a-number"),
+        pytest.param({**SAMPLES, "metric": {"a": {}}}, id="a-label-is-a-mapping"),
+        pytest.param({**SAMPLES, "values": "x"}, id="samples-a-text"),
+        pytest.param({**SAMPLES, "values": [[1]]}, id="a-sample-without-value"),
+        pytest.param({**SAMPLES, "values": [[1, "x"]]}, id="a-value-that-is-no-number"),
+        pytest.param({**SAMPLES, "values": [["1", "1"]]}, id="a-time-in-quotes"),
+        pytest.param({"metric": {}}, id="no-samples"),
+    ],
+)
+def test_a_malformed_result_is_an_error(server: responses.RequestsMock, series: object) -> None:
+    data = {"resultType": "matrix", "result": [SAMPLES, series]}
+    server.post(QUERY, json={"status": "success", "data": data})
+    with client() as prometheus, pytest.raises(QueryError, match="does not answer like a Prometheus"):
+        prometheus.query("1")
+
+
 def test_warnings_are_logged_once(server: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:
     server.post(QUERY, json={**VECTOR, "warnings": ["store gateway lost"]})
     with caplog.at_level(logging.WARNING), client() as prometheus:
