@@ -1,11 +1,16 @@
-"""Stop a run on Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it closes."""
+"""Stop a run on Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it closes, or a warning of a batch system."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Final, Self
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+OPTIONAL_SIGNALS: Final = (signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+"""They stop the run unless they are ignored, as under nohup. Batch systems warn of the end of a job with the last
+three; without a handler they would kill the process, and the run would have no end."""
 
 
 class RunStopped(Exception):
@@ -13,7 +18,7 @@ class RunStopped(Exception):
 
 
 class StopRequest:
-    """Stop the run after the current call on the first Ctrl-C, SIGTERM or SIGHUP; end the process on the second."""
+    """Stop the run after the current call on the first of the signals; end the process on the second."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,9 +26,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup
+            for number in (*SIGNALS, *OPTIONAL_SIGNALS):
+                if number in OPTIONAL_SIGNALS and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from joulewatch_harness.runner.stopping import RunStopped, StopRequest
+from joulewatch_harness.runner.stopping import OPTIONAL_SIGNALS, SIGNALS, RunStopped, StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [*SIGNALS, *OPTIONAL_SIGNALS])
 def test_the_first_signal_asks_and_the_second_kills(number: signal.Signals) -> None:
     heard: list[int] = []
     before = signal.signal(number, lambda number, _frame: heard.append(number))
@@ -27,14 +27,16 @@ def test_the_first_signal_asks_and_the_second_kills(number: signal.Signals) -> N
         signal.signal(number, before)
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", OPTIONAL_SIGNALS)
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """Nohup ignores SIGHUP."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
             assert not stop.requested
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:
