@@ -19,7 +19,7 @@ from joulewatch_exporter.attribution.model import UsageSource
 from joulewatch_exporter.attribution.state_folder import state_folder
 from joulewatch_exporter.catalog import frozen_after_s, resolution_joules
 from joulewatch_exporter.collectors import experimental_note
-from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine
+from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine, path_read_by
 from joulewatch_exporter.commands.check_usage import examine_usage
 from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations, load_calibrations
 from joulewatch_exporter.config.config import Config, FamilySettings
@@ -209,7 +209,7 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
     except ConfigError:
         raise
     except Exception as error:
-        findings.append(_failure(name, error))
+        findings.append(_failure(name, error, path_read_by(opener.hung_thread)))
         return None
     finally:
         opener.close()
@@ -244,23 +244,23 @@ def _silent(name: str) -> Finding:
     return Finding(status="broken", collector=name, subject=name, text=text)
 
 
-def _failure(name: str, error: Exception) -> Finding:
-    """Return the finding for a family that could not be opened."""
-    if isinstance(error, SensorTimeoutError):
-        text = f"no answer within {ANSWER_S:g} s: a driver or a device hangs"
-        return Finding(status="broken", collector=name, subject=name, text=text)
-    if not isinstance(error, SensorAbsentError | SensorDeniedError):
-        text = f"opening failed: {type(error).__name__}: {error}"
-        return Finding(status="broken", collector=name, subject=name, text=text)
+def _failure(name: str, error: Exception, hung_file: str = "") -> Finding:
+    """Return the finding for a family that could not be opened; ``hung_file`` is the file whose read hangs."""
     # The error begins with the path, if there is one, and holds the command that fixes it between backquotes.
     path, _, text = str(error).partition(": ")
     subject, text = (path, text) if text and path.startswith("/") else (name, str(error))
     if isinstance(error, SensorAbsentError):
         return Finding(status="absent", collector=name, subject=subject, text=text)
-    command = re.search(r"`([^`]+)`", text)
-    return Finding(
-        status="denied", collector=name, subject=subject, text=text, cure=command[1] if command is not None else ""
-    )
+    if isinstance(error, SensorDeniedError):
+        command = re.search(r"`([^`]+)`", text)
+        cure = command[1] if command is not None else ""
+        return Finding(status="denied", collector=name, subject=subject, text=text, cure=cure)
+    if not isinstance(error, SensorTimeoutError):
+        subject, text = name, f"opening failed: {type(error).__name__}: {error}"
+    elif subject == name:
+        what = "the read of this file hangs" if hung_file else "a driver or a device hangs"
+        subject, text = hung_file or name, f"no answer within {ANSWER_S:g} s: {what}"
+    return Finding(status="broken", collector=name, subject=subject, text=text)
 
 
 def _unmet(host: str, collector: str) -> Finding:

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base.sysfs import read_int
 from joulewatch_exporter.commands import check
 from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations, load_calibrations
 from joulewatch_exporter.config.config import Config, FamilySettings
+from joulewatch_exporter.emulator.files import Writer
 from joulewatch_exporter.errors import (
     ConfigError,
     SensorAbsentError,
     SensorAsleepError,
     SensorDeniedError,
     SensorGlitchError,
+    SensorTimeoutError,
 )
 from joulewatch_exporter.model import Collector, Finding, Host, Reading
 from support.calibrations import calibration_entry, calibration_file, ratio_entry, ratio_file
@@ -320,6 +323,31 @@ def test_a_family_that_hangs_is_reported_and_the_others_are_examined(
     assert [(finding.status, finding.collector) for finding in report.findings][:1] == [("broken", "ipmi")]
     assert "no answer within 0.1 s" in report.findings[0].text
     assert [(reading.device, reading.error) for reading in report.readings] == [("card", "timeout"), ("b", "")]
+
+
+def test_the_file_whose_read_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "ANSWER_S", 0.1)
+    file = tmp_path / "energy_uj"
+    hanging = Writer(tmp_path).put_hanging(str(file))
+    opening = fake_family("rapl", Machine([power_sensor()]))
+    monkeypatch.setattr(opening, "open", lambda host, options: read_int(str(file)))
+    report = examine(tmp_path, opening)
+    file.unlink()
+    hanging.release()
+    hanging.close()
+    assert (report.findings[0].status, report.findings[0].subject) == ("broken", str(file))
+    assert report.findings[0].text == "no answer within 0.1 s: the read of this file hangs"
+
+
+def test_files_that_a_family_names_as_hanging_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = fake_family("hwmon", Machine([power_sensor()]))
+
+    def open_(host: Host, options: object) -> Collector:
+        raise SensorTimeoutError(f"{PATH}: the read hangs")
+
+    monkeypatch.setattr(opening, "open", open_)
+    finding = examine(tmp_path, opening).findings[0]
+    assert (finding.status, finding.subject, finding.text) == ("broken", PATH, "the read hangs")
 
 
 def test_devices_read_in_the_background_are_waited_for(tmp_path: Path) -> None:
