@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base import probe
 from joulewatch_exporter.collectors.base.sysfs import HeldInt, path_read_by, read_text
-from joulewatch_exporter.collectors.hwmon import probe
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.emulator.files import HangingFile, Writer
 from joulewatch_exporter.errors import SensorTimeoutError

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_int_or_none, read_text_or
-from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host

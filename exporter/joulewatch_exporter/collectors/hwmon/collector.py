@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import (
@@ -41,7 +42,6 @@ from joulewatch_exporter.collectors.hwmon.chips import (
 from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
 from joulewatch_exporter.collectors.hwmon.meanings import AMD_ENERGY, Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
-from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Finding, Host, Quantity, Timing

@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, device_label, skipped
 from joulewatch_exporter.collectors.hwmon.pairs import NOT_CONNECTED
-from joulewatch_exporter.collectors.hwmon.probe import Prober
 from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Finding, Host
