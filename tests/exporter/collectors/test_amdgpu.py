@@ -17,6 +17,7 @@ import pytest
 from joulewatch_exporter.collectors.amdgpu import collector as amdgpu
 from joulewatch_exporter.collectors.amdgpu.collector import AmdgpuCollector, AmdgpuOptions
 from joulewatch_exporter.collectors.amdgpu.metrics import MetricsError, parse
+from joulewatch_exporter.collectors.base import probe
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.emulator.amdgpu import AmdGpuSpec, AmdGpuTree, contents
 from joulewatch_exporter.emulator.faults import Fault
@@ -37,6 +38,7 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from support.clock import FakeClock
 from support.collectors import findings, infos, joules, texts
 from support.sysfs import public_folder, unprivileged
+from support.waiting import wait_until
 
 CARD = "0000:83:00.0"
 SECOND = "0000:84:00.0"
@@ -80,6 +82,22 @@ def fault(kind: str, at_s: float = 1.0, for_s: float = 1.0) -> Fault:
 
 def values(readings: Any) -> dict[str, float | None]:
     return {r.quantity.domain: r.energy_joules if r.energy_joules is not None else r.power_watts for r in readings}
+
+
+def test_a_card_that_hangs_at_the_start_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    machine = Machine(tmp_path, MI300X, replace(MI300X, address=SECOND))
+    text = machine.file().read_bytes()
+    hanging = Writer(tmp_path / ".scratch").put_hanging(str(machine.file()))
+    collector = machine.collect()
+    assert set(infos(collector)) == {f"{SECOND}/total", f"{SECOND}/instant"}
+    (finding,) = findings(collector, "broken")
+    assert (finding.subject, finding.device) == (str(machine.file()), CARD)
+    machine.file().unlink()
+    machine.file().write_bytes(text)
+    hanging.release()
+    hanging.close()
+    wait_until(lambda: len(infos(machine.collect())) == 4)
 
 
 # -- layouts -------------------------------------------------------------------------------------------

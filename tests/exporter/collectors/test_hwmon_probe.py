@@ -83,7 +83,7 @@ def test_the_other_chips_are_served_and_the_file_is_named(
     collector = collect(sysfs)
     assert set(infos(collector)) == left
     (finding,) = findings(collector, "broken")
-    assert finding.text == f"{file}: the read hangs; its chip is skipped until the read returns"
+    assert finding.text == f"{file}: the read hangs; its device is skipped until the read returns"
     again = collect(sysfs)
     assert set(infos(again)) == left
     wait_until(lambda: [thread.name for thread in threading.enumerate()].count("probe-hwmon") == 1)

@@ -28,11 +28,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.amdgpu.metrics import Metrics, MetricsError, parse, size_of
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import denied_cure, list_names, read_text_or, sensor_error
 from joulewatch_exporter.errors import (
     SensorAbsentError,
@@ -164,6 +166,7 @@ class AmdgpuCollector(OnDemandCollector):
         Raises:
             SensorAbsentError: No GPU has an energy counter or an NPU.
             SensorDeniedError: There is one, but it cannot be read.
+            SensorTimeoutError: There is one, but its read hangs.
         """
         assert isinstance(options, AmdgpuOptions)
         directories = _directories(host)
@@ -172,29 +175,31 @@ class AmdgpuCollector(OnDemandCollector):
         findings: list[Finding] = []
         sensors: list[AmdgpuSensor] = []
         asleep: list[str] = []
-        for directory in directories:
-            path = f"{directory}/{_FILE}"
-            try:
-                metrics = read_metrics(directory)
-            except SensorAsleepError:
-                if (number := _number(directory)) in _CARDS:
-                    sensors.append(_card(directory, number, is_mean_power=number in _MI200, findings=findings))
-                else:
-                    asleep.append(directory)
-                    findings.append(_finding("skipped", path, "suspended: an NPU is found when it is awake"))
-                continue
-            except SensorDeniedError as error:
-                findings.append(_finding("denied", path, str(error), denied_cure(path), device=_label(directory)))
-                continue
-            except SensorError as error:
-                findings.append(_finding("broken", path, str(error), device=_label(directory)))
-                continue
-            if (sensor := _sensor(directory, metrics, findings)) is not None:
-                sensors.append(sensor)
+        with contextlib.closing(Prober(NAME, findings)) as prober:
+            for directory in directories:
+                path = f"{directory}/{_FILE}"
+                try:
+                    metrics = prober.call(path, _label(directory), partial(read_metrics, directory))
+                except SensorAsleepError:
+                    if (number := _number(directory)) in _CARDS:
+                        sensors.append(_card(directory, number, is_mean_power=number in _MI200, findings=findings))
+                    else:
+                        asleep.append(directory)
+                        findings.append(_finding("skipped", path, "suspended: an NPU is found when it is awake"))
+                    continue
+                except SensorDeniedError as error:
+                    findings.append(_finding("denied", path, str(error), denied_cure(path), device=_label(directory)))
+                    continue
+                except SensorError as error:
+                    findings.append(_finding("broken", path, str(error), device=_label(directory)))
+                    continue
+                if metrics is not None and (sensor := _sensor(directory, metrics, findings)) is not None:
+                    sensors.append(sensor)
         if not sensors:
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
                 raise SensorDeniedError(denied[0].text, devices=[finding.device for finding in denied])
+            prober.check()
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"no AMD GPU with an energy counter or an NPU{reasons}")
         return cls(host, sensors, findings, asleep)

@@ -1,6 +1,6 @@
-"""Probes chips one by one, so that a file that hangs costs its chip only.
+"""Probes devices one by one while a family is opened, so that a file that hangs costs its device only.
 
-A thread whose read hangs cannot be ended. It is remembered by the path of its chip, so that the chip is not probed
+A thread whose read hangs cannot be ended. It is remembered by the path of its device, so that the device is not probed
 again, at the cost of another thread, before the read has returned.
 """
 
@@ -18,31 +18,32 @@ from joulewatch_exporter.threads import DeadlineThread
 T = TypeVar("T")
 
 PROBE_S: Final = 1.0
-"""Longest time to probe one chip. A chip on a slow bus takes 0.1 s."""
+"""Longest time to probe one device. A chip on a slow bus takes 0.1 s."""
 ALL_S: Final = 5.0
-"""Longest time for all chips that hang. Later ones get `LEAST_S`, so that the family is opened in time."""
+"""Longest time for all devices that hang. Later ones get `LEAST_S`, so that the family is opened in time."""
 LEAST_S: Final = 0.1
 
 _HANGING: Final[dict[str, tuple[DeadlineThread, str]]] = {}
-"""Path of a chip -> the thread that hangs, and the file that it reads."""
+"""Path of a device -> the thread that hangs, and the file that it reads."""
 
 
 class Prober:
-    """Makes calls that read the files of a chip; those that hang become findings."""
+    """Makes calls that read the files of a device; those that hang become findings."""
 
-    def __init__(self, findings: list[Finding]) -> None:
+    def __init__(self, collector: str, findings: list[Finding]) -> None:
+        self._collector = collector
         self._findings = findings
-        self._thread = DeadlineThread("probe-hwmon")
+        self._thread = DeadlineThread(f"probe-{collector}")
         self._hung_s = 0.0
         self.hung: dict[str, Finding] = {}
-        """Chips that hang, by their path."""
+        """Devices that hang, by their path."""
 
     def call(self, path: str, label: str, function: Callable[[], T]) -> T | None:
         """Return the result of ``function``; None if it hangs.
 
         Args:
-            path: Real path of the chip.
-            label: Label of its device; empty: not known.
+            path: Real path of the device, or of its file.
+            label: Its label; empty: not known.
             function: Reads its files. It must not change anything that others see, because it may end much later.
         """
         if path in _HANGING:
@@ -59,16 +60,22 @@ class Prober:
             file = path_read_by(self._thread.hung_thread) or path
             _HANGING[path] = (self._thread, file)
             self._thread.close()
-            self._thread = DeadlineThread("probe-hwmon")
+            self._thread = DeadlineThread(f"probe-{self._collector}")
             self._report(path, label, file)
             return None
 
     def _report(self, path: str, label: str, file: str) -> None:
         if path not in self.hung:
-            text = f"{file}: the read hangs; its chip is skipped until the read returns"
-            finding = Finding(status="broken", collector="hwmon", subject=path, text=text, device=label)
+            text = f"{file}: the read hangs; its device is skipped until the read returns"
+            finding = Finding(status="broken", collector=self._collector, subject=path, text=text, device=label)
             self.hung[path] = finding
             self._findings.append(finding)
+
+    def check(self) -> None:
+        """Raise `SensorTimeoutError` if a device hangs, for a family that has no other."""
+        if self.hung:
+            texts = [finding.text for finding in self.hung.values()]
+            raise SensorTimeoutError("; ".join(texts), devices=[finding.device for finding in self.hung.values()])
 
     def close(self) -> None:
         """End the thread."""

@@ -43,7 +43,7 @@ from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
 from joulewatch_exporter.collectors.hwmon.meanings import AMD_ENERGY, Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
 from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Finding, Host, Quantity, Timing
 
 _POWER_POLL_S: Final = 1.0
@@ -107,7 +107,7 @@ class HwmonCollector(OnDemandCollector):
         assert isinstance(options, HwmonOptions)
         root = f"{host.sysfs}/class/hwmon"
         findings: list[Finding] = []
-        prober = Prober(findings)
+        prober = Prober(cls.name, findings)
         try:
             sensors = _open_all(root, prober, host, options, findings)
         finally:
@@ -117,10 +117,7 @@ class HwmonCollector(OnDemandCollector):
             if denied:
                 more = f" (and {len(denied) - 1} more channels)" if len(denied) > 1 else ""
                 raise SensorDeniedError(f"{denied[0].text}{more}", devices=[finding.device for finding in denied])
-            if prober.hung:
-                texts = [finding.text for finding in prober.hung.values()]
-                devices = [finding.device for finding in prober.hung.values()]
-                raise SensorTimeoutError("; ".join(texts), devices=devices)
+            prober.check()
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
         return cls((root, iio_root(host)), sensors, findings)
