@@ -30,6 +30,9 @@ Converter: TypeAlias = Callable[[Any, str, str], Any]
 Converters: TypeAlias = Mapping[Any, Converter]
 """Annotation -> converter, for types that are not built in, such as a signal of the emulator."""
 
+MOST_BYTES: Final = 16 << 20
+"""Longest configuration file: the targets of ten thousand BMCs have 1 MiB. A device such as /dev/zero has no end."""
+
 _NO_CONVERTERS: Final[Converters] = {}
 
 
@@ -65,11 +68,23 @@ def read_yaml(path: Path) -> object:
     Raises:
         ConfigError: The file cannot be read or is not valid YAML.
     """
+    return parse_yaml(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a configuration file.
+
+    Raises:
+        ConfigError: The file cannot be read, or is longer than `MOST_BYTES`.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_yaml(data, str(path))
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: cannot be read: longer than {MOST_BYTES >> 20} MiB")
+    return data
 
 
 def parse_yaml(text: str | bytes, source: str) -> object:

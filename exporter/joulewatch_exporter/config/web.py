@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from joulewatch_exporter.config.strict import build, mapping, nearest, parse_yaml
+from joulewatch_exporter.config.strict import build, mapping, nearest, parse_yaml, read_file
 from joulewatch_exporter.errors import ConfigError
 
 _TLS_VERSIONS = Literal["TLS10", "TLS11", "TLS12", "TLS13"]
@@ -211,18 +211,6 @@ class WebConfig:
         return texts
 
 
-def read_web_file(path: Path) -> bytes:
-    """Return the contents of a web configuration file.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def is_open_on_purpose(data: bytes) -> bool:
     """Return whether a file has nothing but ``{}``: an empty one may have been truncated."""
     lines = [line.partition(b"#")[0].strip() for line in data.splitlines()]
@@ -239,7 +227,7 @@ def load_web_config(path: Path, data: bytes | None = None) -> WebConfig:
     Raises:
         ConfigError: The file, a key, a value or a file that it names is invalid.
     """
-    contents = parse_yaml(read_web_file(path) if data is None else data, str(path))
+    contents = parse_yaml(read_file(path) if data is None else data, str(path))
     sections = dict(mapping(contents, str(path), ""))
     for name in ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"):
         if name in sections and sections[name] is None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_exporter.config.web import RateLimit, WebConfig, is_open_on_purpose, load_web_config, read_web_file
+from joulewatch_exporter.config.strict import read_file
+from joulewatch_exporter.config.web import RateLimit, WebConfig, is_open_on_purpose, load_web_config
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.tls import server_context
 
@@ -110,7 +111,7 @@ class Access:
         self._bucket: TokenBucket | None = None
         self._settings = _Settings(WebConfig(), None)
         if path is not None:
-            data = read_web_file(path)
+            data = read_file(path)
             self._adopt(path, self._parse(path, data))
             if not self.required and self.tls is None and not is_open_on_purpose(data):
                 logger.warning("%s: has neither users nor TLS: everyone can read the metrics", path)
@@ -179,7 +180,9 @@ class Access:
 
     def _reload(self, path: Path) -> None:
         try:
-            data = read_web_file(path)
+            if path.exists() and not path.is_file():  # a FIFO would hold the lock until somebody writes into it
+                raise ConfigError(f"{path}: is not a file any longer")
+            data = read_file(path)
             settings = self._parse(path, data)
             lost = [] if is_open_on_purpose(data) else _lost(self.web, settings.web)
             if lost:

@@ -98,3 +98,8 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str, problem: str) -> No
     with pytest.raises(ConfigError, match=problem) as caught:
         read_yaml(tmp_path / "plan.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: cannot be read: longer than 16 MiB"):
+        read_yaml(Path("/dev/zero"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def web_file(folder: Path, text: str) -> Path:
 @pytest.fixture
 def access(tmp_path: Path, bcrypt: FakeBcrypt) -> Access:
     return Access(web_file(tmp_path, f"basic_auth_users: {{ali: {HASH}}}"))
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
 
 
 def basic(password: str) -> str:
@@ -206,3 +211,15 @@ def test_token_bucket() -> None:
     assert [bucket.take() for _ in range(2)] == [True, False]
     now_s = 100.0
     assert [bucket.take() for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, os.mkdir, endless])
+def test_a_web_configuration_that_is_not_a_file_any_longer_changes_nothing(
+    access: Access, tmp_path: Path, replace: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "web.yaml"
+    path.unlink()
+    replace(path)
+    access.refresh()
+    assert access.required
+    assert "is not a file any longer; the earlier settings remain in effect" in caplog.text
