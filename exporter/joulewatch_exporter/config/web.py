@@ -232,6 +232,10 @@ def load_web_config(path: Path, data: bytes | None = None) -> WebConfig:
     for name in ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"):
         if name in sections and sections[name] is None:
             del sections[name]
+    tls_section = sections.get("tls_server_config")
+    if isinstance(tls_section, Mapping):
+        # The toolkit takes an empty text as a key that is not set.
+        sections["tls_server_config"] = {key: value for key, value in tls_section.items() if value not in (None, "")}
     _check_secrets(path, sections)
     web = build(WebConfig, sections, str(path), "")
     tls = web.tls_server_config

@@ -336,3 +336,14 @@ def test_sources_inherit_the_settings_that_they_need(tmp_path: Path) -> None:
     cgroups = load_config(path, FAKE, SOURCES).attribution.sources["cgroups"]
     assert (cgroups.enabled, cgroups.options.hierarchy) == (True, "v1")
     assert (cgroups.options.depth, cgroups.options.deny) == ("container", ("secret-*",))
+
+
+def test_an_empty_text_is_a_key_that_is_not_set_as_in_the_exporter_toolkit(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").touch()
+    path = tmp_path / "web.yaml"
+    path.write_text(
+        "tls_server_config: {cert_file: a.pem, key_file: a.pem, cert: '', client_ca_file: '', client_auth_type: ''}"
+    )
+    tls = load_web_config(path).tls_server_config
+    assert tls is not None
+    assert (tls.client_ca_file, tls.client_auth_type) == (None, "NoClientCert")
