@@ -244,8 +244,9 @@ class Poller:
         except SensorError as error:
             failure = error
         except Exception as error:
-            logger.exception("%s: reading failed", self.device)
             failure = SensorError(f"{self.device}: {type(error).__name__}: {error}")
+            if str(failure) != str(self._error):  # otherwise a device could fill the log
+                logger.exception("%s: reading failed", self.device)
         if not isinstance(failure, _PASSING):
             self._close(device)
             device = None

@@ -213,7 +213,11 @@ def test_a_bug_in_the_device_class_is_logged_and_the_poller_continues(caplog: py
     worker._step(Turn(), None)
     with pytest.raises(SensorError, match="KeyError: 'voltage'"):
         worker.take()
-    assert "reading failed" in caplog.text
+    worker._step(Turn(), None)
+    assert caplog.text.count("reading failed") == 1
+    connections.device.error = KeyError("current")
+    worker._step(Turn(), None)
+    assert caplog.text.count("reading failed") == 2
 
 
 def test_a_close_that_fails_is_ignored() -> None:
