@@ -201,7 +201,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l runtime -x -d 'ru
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l precision -x -d 'precision (default: the only one of the device)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l batch-sizes -x -d 'such as 1,8,64 or 1..64 (default: the measured ones)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l latency -x -d 'measured seconds per inference, which narrow the interval'
-complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit; repeat it for several runs'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l option -x -d 'option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l plan -xka "(__fish_complete_path (commandline -ct))" -d 'choose three networks to measure on a device that is not in the fit, and write the plan for '"'"'joulewatch profile FILE'"'"''
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write the figure: .png, .svg or .pdf'

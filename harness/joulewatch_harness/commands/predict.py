@@ -49,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         metavar="RUN|TABLE.csv",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
-        help="measured energies of a device that is not in the fit; repeat it for several runs",
+        help="measured energies of a device that is not in the fit",
     )
     parser.add_argument(
         "--option",

@@ -139,12 +139,17 @@ def test_names_and_families_are_those_of_the_fit(tmp_path: Path, capsys: pytest.
 def test_a_new_device_is_predicted_from_a_table_of_calibration_runs(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = write(tmp_path / "runs.csv", device_rows(9, [SHAPES[i] for i in (0, 32, 64)]))
+    rows = device_rows(9, [SHAPES[i] for i in (0, 32, 64)])
+    table = write(tmp_path / "runs.csv", rows)
     words = ["predict", "plain-0.35-96", "--fit", str(model), "--device", "board 9", "--calibration", str(table)]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "3 calibration networks" in out
     assert "too few known devices (3)" in " ".join(out.split())
+    runs = [str(write(tmp_path / f"{row.network}.csv", [row])) for row in rows]
+    for separate in (runs, [runs[0], "--calibration", *runs[1:]]):
+        assert main([*words[:-1], *separate]) == 0
+        assert capsys.readouterr().out == out
 
 
 def test_an_onnx_file_is_predicted_from_its_features(
