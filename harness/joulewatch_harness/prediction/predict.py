@@ -249,10 +249,13 @@ def _sizes(request: Request, measured: Sequence[int]) -> Sequence[int]:
 
 
 def batch_part(measured: Sequence[int], batch_size: int) -> list[tuple[str, float]]:
-    """Return what a batch size outside the measured ones adds to an interval.
+    """Return what a batch size that was not measured adds to an interval.
 
-    Per doubling of the batch size, the energy of an inference may stay the same or halve: half of that on either side
-    of the extrapolation. A single measured batch size has no slope, so all of that counts.
+    Outside the measured ones, per doubling of the batch size, the energy of an inference may stay the same or halve:
+    half of that on either side of the extrapolation. A single measured batch size has no slope, so all of that counts.
+
+    Between two measured ones, an energy A + B / batch size is below the straight line in the logarithms, by at most
+    ln cosh(ln(ratio of the two) / 4) in the middle.
 
     Raises:
         PredictionRefusedError: It is too far outside.
@@ -266,6 +269,13 @@ def batch_part(measured: Sequence[int], batch_size: int) -> list[tuple[str, floa
         )
     if len(measured) == 1:
         return [(f"batch size {batch_size}, only {nearest} measured", math.log(outside))] if outside > 1 else []
+    if outside == 1 and batch_size not in measured:
+        below = max(size for size in measured if size < batch_size)
+        above = min(size for size in measured if size > batch_size)
+        distance = math.log(above / below)
+        place = math.log(batch_size / below) / distance
+        width = 4 * place * (1 - place) * math.log(math.cosh(distance / 4))
+        return [(f"batch size {batch_size}, measured {below} and {above}", width)]
     if outside <= BATCH_MARGIN:
         return []
     return [(f"batch size {batch_size}, measured up to {nearest}", math.log(outside / BATCH_MARGIN) / 2)]

@@ -218,12 +218,27 @@ def test_batch_sizes_are_interpolated_between_the_measured_ones() -> None:
 @pytest.mark.parametrize(
     ("measured", "size", "width"),
     [
-        ((1, 16), 8, 0.0), ((1, 16), 32, 0.0), ((1, 16), 64, math.log(2) / 2), ((4, 16), 1, math.log(2) / 2),
+        ((1, 16), 16, 0.0), ((1, 16), 32, 0.0), ((1, 16), 64, math.log(2) / 2), ((4, 16), 1, math.log(2) / 2),
         ((8,), 8, 0.0), ((8,), 16, math.log(2)),
     ],
 )  # fmt: skip
 def test_beyond_a_factor_of_two_the_interval_is_wider(measured: tuple[int, ...], size: int, width: float) -> None:
     assert sum(part for _, part in batch_part(measured, size)) == pytest.approx(width)
+
+
+@pytest.mark.parametrize("measured", [(1, 2048), (1, 64), (8, 64), (1, 8, 64), (16, 32)])
+def test_between_measured_batch_sizes_the_interval_has_room_for_a_constant_part(measured: tuple[int, ...]) -> None:
+    """Whatever the share of the constant part, the energy is inside, and at the worst share it is at the lower end."""
+    below, above = measured[-2:]
+    for size in range(below + 1, above, max((above - below) // 50, 1)):
+        place = math.log(size / below) / math.log(above / below)
+        errors = []
+        for constant in (2.0**power for power in range(-8, 16)):
+            logs = [math.log1p(constant / batch_size) for batch_size in (below, size, above)]
+            errors.append(logs[0] * (1 - place) + logs[2] * place - logs[1])
+        ((text, width),) = batch_part(measured, size)
+        assert text == f"batch size {size}, measured {below} and {above}"
+        assert max(errors) - 1e-12 <= width < max(errors) * 1.1 + 0.002
 
 
 # New devices
