@@ -133,17 +133,25 @@ def run(args: argparse.Namespace) -> int:
     card = None if calibration else card_of(fit, args.device)
     if card is not None and (measured := measured_name(fit, card)) is not None:
         card, requests = None, [replace(request, device=measured) for request in requests]
-    for request in requests:
+    parts = [part for request in requests for part in by_batch_size(request)]
+    for part in parts:
         try:
-            predictions += predict(fit, request) if card is None else predict_from_card(fit, request, card)
+            predictions += predict(fit, part) if card is None else predict_from_card(fit, part, card)
         except PredictionRefusedError as error:
-            if len(networks) == 1:
+            if len(parts) == 1:
                 raise
             refused.append(str(error))
     write(predictions, args)
-    for text in refused:
+    for text in dict.fromkeys(refused):
         print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
     return EXIT_REFUSED if refused else 0
+
+
+def by_batch_size(request: Request) -> list[Request]:
+    """Return a request for each batch size, so that one that is refused does not hide the others."""
+    if request.seconds is not None or not request.batch_sizes:
+        return [request]
+    return [replace(request, batch_sizes=(size,)) for size in request.batch_sizes]
 
 
 def write_plan(fit: Fit, requests: Sequence[Request], args: argparse.Namespace) -> int:

@@ -120,6 +120,16 @@ def test_the_batch_size_of_a_row_is_predicted(model: Path, tmp_path: Path, capsy
         assert [row["batch_size"] for row in rows] == sizes
 
 
+def test_a_batch_size_that_is_refused_does_not_hide_the_others(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "plain-0.35-96", "--fit", str(model), "--device", "board 1", "--format", "csv"]
+    assert main([*words, "--batch-sizes", "1,2,100000"]) == 1
+    out, err = capsys.readouterr()
+    assert [row["batch_size"] for row in csv.DictReader(io.StringIO(out))] == ["1", "2"]
+    assert err.startswith("joulewatch: batch size 100000 is outside the measured ones")
+    assert main([*words, "--batch-sizes", "100000"]) == 1
+    assert capsys.readouterr() == ("", err)
+
+
 def test_names_and_families_are_those_of_the_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A network may be named like a file that is not there; its family need not follow from its name."""
     rows = [replace(row, network=f"{row.network}x.onnx") for row in device_rows(1, SHAPES[::3])]
