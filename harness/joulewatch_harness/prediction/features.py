@@ -22,8 +22,24 @@ CNN_OPERATORS: Final = frozenset(
     }
 )  # fmt: skip
 """Assumed for the networks of a table without the column ``operators``: those of convolutional networks."""
-_PREFIXES: Final = ("QLinear", "Fused", "Nhwc")
-_SAME: Final = {"Gemm": "MatMul", "QGemm": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+MAIN_OPERATORS: Final = frozenset(
+    {
+        "Conv", "DeformConv", "ConvTranspose", "MatMul", "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN", "Attention",
+        "MultiHeadAttention", "QAttention",
+    }
+)  # fmt: skip
+"""Those with multiply-accumulates, of the networks of a table, which states no sizes."""
+_PREFIXES: Final = ("Nhwc", "QLinear", "Fused")
+_SAME: Final = {
+    "ConvInteger": "Conv",
+    **dict.fromkeys(
+        (
+            "Gemm", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulActivation", "TransposeMatMul",
+            "DynamicQuantizeMatMul",
+        ),
+        "MatMul",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

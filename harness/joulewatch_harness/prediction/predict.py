@@ -13,7 +13,7 @@ import numpy as np
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.prediction.devices import VALIDATED_DEVICES
-from joulewatch_harness.prediction.features import FEATURES, Features
+from joulewatch_harness.prediction.features import FEATURES, MAIN_OPERATORS, Features
 from joulewatch_harness.prediction.fit import (
     ENERGY,
     ENERGY_WITH_TIME,
@@ -392,7 +392,7 @@ def check_limits(title: str, rows: Sequence[Row], operators: frozenset[str], req
     values = vectors(rows)
     notes = []
     run = f"measure such a network on {request.device} with 'joulewatch profile', and fit again"
-    unseen = request.features.main_operators - operators
+    unseen = (request.features.main_operators or request.features.operators & MAIN_OPERATORS) - operators
     if unseen:
         raise PredictionRefusedError(
             f"{title}: operator {', '.join(sorted(unseen))} of {request.network} was never measured: {run}"

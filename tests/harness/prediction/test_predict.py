@@ -157,6 +157,10 @@ def test_another_family_gets_the_interval_of_an_unseen_family(boards: Fit) -> No
             {"features": changed(main_operators=frozenset({"LSTM", "Conv"}))},
             "operator LSTM of plain-0.35-128 was never",
         ),
+        (
+            {"features": changed(operators=frozenset({"LSTM", "Conv", "Softmax"}))},
+            "operator LSTM of plain-0.35-128 was never",
+        ),
         ({"runtime": "other"}, "board 3: runtime other was never measured there .measured: runtime."),
         ({"precision": "int4"}, "precision int4 was never measured there"),
         ({"batch_sizes": (64,)}, "batch size 64 is outside the measured ones .1. by more than a factor of 16"),

@@ -11,8 +11,9 @@ import pytest
 
 from joulewatch_harness.analysis.results.stored_results import read_document
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.networks.macs import MAC_OPS
 from joulewatch_harness.prediction.converters import device_of, network_of, read_networks, read_table, rows_of_run
-from joulewatch_harness.prediction.features import family_of
+from joulewatch_harness.prediction.features import MAIN_OPERATORS, canonical, family_of
 from joulewatch_harness.prediction.table import COLUMNS, check_rows
 from support.paths import ROOT
 
@@ -220,6 +221,11 @@ def test_rows_of_a_published_table_are_networks() -> None:
 def test_the_family_of_a_network_is_that_of_its_row_or_empty(tmp_path: Path) -> None:
     networks = read_networks(table(tmp_path, {}, {"network": "net-2", "family": ""}))
     assert [one.family for one in networks] == ["net", ""]
+
+
+def test_variants_of_an_operator_have_one_name() -> None:
+    assert canonical({"NhwcFusedConv", "QLinearConv", "ConvInteger"}) == {"Conv"}
+    assert canonical(MAC_OPS) == MAIN_OPERATORS
 
 
 def test_a_table_of_networks_with_a_header_only_is_an_error(tmp_path: Path) -> None:
