@@ -183,7 +183,8 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
         raise PredictionRefusedError(f"{model.title}: --latency is of no use, because no times were measured there")
     predictions = []
     for size in _sizes(request, model.batch_sizes):
-        _check_latency(model, request, size)
+        if request.seconds is not None:
+            _check_latency(request, request.seconds, model.predict(TIME, request.features, size)[0])
         log, scale, shares = model.predict(kind, request.features, size, request.seconds, other_family=wide)
         parts = [_model_part(model, kind, size, scale, wide), *batch_part(model.batch_sizes, size)]
         throughput = None
@@ -200,18 +201,16 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
     return predictions
 
 
-def _check_latency(model: DeviceModel, request: Request, batch_size: int) -> None:
+def _check_latency(request: Request, seconds: float, log: float) -> None:
     """Check the unit of a measured latency.
 
     Raises:
-        ConfigError: It is far from the predicted one.
+        ConfigError: It is far from the predicted one, whose logarithm is given.
     """
-    if request.seconds is None:
-        return
-    predicted = math.exp(model.predict(TIME, request.features, batch_size)[0])
-    if not predicted / UNIT_FACTOR < request.seconds < predicted * UNIT_FACTOR:
+    predicted = math.exp(log)
+    if not predicted / UNIT_FACTOR < seconds < predicted * UNIT_FACTOR:
         raise ConfigError(
-            f"the latency of {request.network} is given as {request.seconds:.3g} s per inference, more than "
+            f"the latency of {request.network} is given as {seconds:.3g} s per inference, more than "
             f"{UNIT_FACTOR:g} times above or below the predicted {predicted:.3g} s: it must be in seconds"
         )
 
@@ -306,6 +305,7 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
     kind = ENERGY if request.seconds is None else ENERGY_WITH_TIME
     if kind == ENERGY_WITH_TIME and not timed:
         raise PredictionRefusedError("--latency needs calibration runs with measured times")
+    timed_known = known_for(fit.models, first.scope, first.precision, TIME, (request.device,)) if timed else []
     predictions = []
     for size in _sizes(request, measured):
         wanted = _wanted(request, first, size)
@@ -315,12 +315,14 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
         runs = f"{count} calibration network{'s' if count > 1 else ''}{timed_text} ({basis})"
         parts = [(runs, width), *widening, *batch_part(measured, size)]
         throughput = None
-        if request.seconds is not None:
-            throughput = Interval(median=1 / request.seconds, low=1 / request.seconds, high=1 / request.seconds)
-        elif timed and (timed_known := known_for(fit.models, first.scope, first.precision, TIME, (request.device,))):
+        if timed_known:
             log_s, width_s, _ = _transferred(fit, timed_known, TIME, rows, wanted, count)
             width_s = width_s * wider + sum(extra for _, extra in batch_part(measured, size))
             throughput = Interval.around(log_s, width_s).inverse()
+            if request.seconds is not None:
+                _check_latency(request, request.seconds, log_s)
+        if request.seconds is not None:
+            throughput = Interval(median=1 / request.seconds, low=1 / request.seconds, high=1 / request.seconds)
         shares = np.mean(
             [model.shares(ENERGY, vectors([wanted]), np.array([float(size)]))[0] for model in known], axis=0
         )

@@ -106,11 +106,15 @@ def test_a_measured_latency_is_used(boards: Fit) -> None:
 
 @pytest.mark.parametrize("factor", [1e3, 1e-3, 1e-300])
 def test_a_latency_in_another_unit_is_an_error(boards: Fit, factor: float) -> None:
-    seconds = true_joules(coefficients_of(3), SHAPES[1].features, 1) / 4.0
-    with pytest.raises(
-        ConfigError, match=r"more than 100 times above or below the predicted .*: it must be in seconds"
-    ):
-        one(boards, request(seconds=seconds * factor))
+    """On a known device, and on one with calibration runs."""
+    for known in (request(), calibration(3)):
+        assert known.features == SHAPES[1].features
+        (found,) = predict(boards, known)
+        assert found.throughput is not None
+        with pytest.raises(
+            ConfigError, match=r"more than 100 times above or below the predicted .*: it must be in seconds"
+        ):
+            predict(boards, dataclasses.replace(known, seconds=factor / found.throughput.median))
 
 
 def test_for_another_family_a_quarter_is_a_constant_power_times_the_latency(boards: Fit) -> None:
