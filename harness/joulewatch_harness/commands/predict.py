@@ -119,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     check_rows(calibration)
     predictions, refused = [], []
     networks = find_networks(args.network, network_options(args.option, None), fit)
+    if args.latency is not None and len(networks) > 1:
+        raise ConfigError(f"--latency is that of one network; {args.network} needs the column seconds_per_inference")
     requests = [
         Request(
             network=one.name, family=one.family, features=one.features, device=args.device, runtime=args.runtime,

@@ -109,6 +109,9 @@ def test_a_table_of_networks_is_predicted_row_by_row(
     assert {row["method"] for row in rows} == {"predicted"}
     assert float(rows[0]["inferences_per_second"]) == pytest.approx(1 / (device_rows(1, SHAPES[1:2])[0].seconds or 0))
     assert "huge" in err
+    words = ["predict", str(table), "--fit", str(model), "--device", "board 1", "--latency", "0.01"]
+    assert main(words) == 2
+    assert "--latency is that of one network" in capsys.readouterr().err
 
 
 def test_the_batch_size_of_a_row_is_predicted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
