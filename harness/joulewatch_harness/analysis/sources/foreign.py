@@ -258,21 +258,22 @@ def joined(histories: Sequence[History]) -> History:
 def _joined(first: History, other: History) -> History:
     known = {place: sensor for sensor in first.sensors for place in _places(first, sensor)}
     moved: dict[SensorId, SensorId] = {}
-    twice: dict[tuple[str, str], list[SensorId]] = {}
+    twice: dict[tuple[str, str, str], list[SensorId]] = {}
     for sensor in (*other.counters, *other.powers):
         same = next((known[place] for place in _places(other, sensor) if place in known), None)
         if same is not None and sensor.scope == "device":
             moved[sensor] = sensor._replace(scope="part")
         if same is not None:
-            twice.setdefault((same.exporter, sensor.exporter), []).append(sensor)
+            names = [f"{one.collector} on {one.exporter}" for one in (same, sensor)]
+            twice.setdefault((names[0], names[1], sensor.exporter), []).append(sensor)
     notices = [
         Notice(
             severity="warning",
             reason="source_overlap",
             text=f"{one} and {two} both read {_listed(sensors)}: sums include the first only",
-            exporter=two,
+            exporter=exporter,
         )
-        for (one, two), sensors in twice.items()
+        for (one, two, exporter), sensors in twice.items()
     ]
 
     def renamed(items: Mapping[SensorId, Series]) -> dict[SensorId, Series]:

@@ -149,7 +149,8 @@ def test_a_device_read_twice_is_reported_and_not_added() -> None:
     both = history(samples, "dcgm", "nvidia_gpu_exporter")
     (notice,) = both.notices
     assert (notice.severity, notice.reason) == ("warning", "source_overlap")
-    assert notice.text == "node1:9100 and node1:9835 both read GPU-1/total: sums include the first only"
+    both_read = "dcgm on node1:9100 and nvidia_gpu_exporter on node1:9835 both read GPU-1/total"
+    assert notice.text == f"{both_read}: sums include the first only"
     rows = measure(both, Span(START_S, END_S), (), "all")
     total = total_of(rows)
     assert total is not None and total.joules == pytest.approx((200 + 100 + 50) * LENGTH_S)
