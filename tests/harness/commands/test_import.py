@@ -158,6 +158,14 @@ def test_the_table_has_the_uncertainty_of_a_wall_meter(tmp_path: Path, capsys: p
     assert "once, batch 1: 1 of 1 round: repeatability unknown; ± is omitted." in text
 
 
+def test_a_log_without_windows_misses_no_exporter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = tmp_path / "wall.csv", tmp_path / "a.sqlite"
+    log.write_text(WALL, encoding="utf-8")
+    assert main(["import", str(log), "--power=watts", "--accuracy=1%", f"--out={out}"]) == 0
+    result = json_of(capsys, "analyze", str(out))
+    assert result["results"] == [] and result["findings"] == []
+
+
 WALL = "time,watts\n1795860000,2\n1795860001,3\n1795860002,3\n"
 
 

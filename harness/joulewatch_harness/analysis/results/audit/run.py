@@ -172,6 +172,8 @@ _OF_NETWORKS: Final = (
 
 
 def _exporter_missing(run: MeasuredRun) -> Iterator[Finding]:
+    if not run.record.windows:  # no samples were asked for
+        return
     seen = {sensor.exporter for sensor in (*run.history.counters, *run.history.powers)}
     for exporter in sorted({exporter_record.name for exporter_record in run.record.header.exporters} - seen):
         yield Finding(
