@@ -30,6 +30,7 @@ UNITS: Final = (*POWER_UNITS, *ENERGY_UNITS)
 DEFAULT_TIME: Final = "time"
 _MISSING: Final = frozenset({"", "-", "--", "n/a", "nan", "null", "none"})
 """Cells without a value: the meter was not read; the row is skipped."""
+_POINT: Final = "decimals need a point, not a comma"
 _ROWS_FOR_DIGITS: Final = 1000
 _LATEST_S: Final = 1e11
 """Larger numbers are not Unix seconds, but milliseconds or less."""
@@ -185,7 +186,8 @@ def logs_of_rows(
         if not math.isfinite(value):
             if text.lower() in _MISSING:
                 continue
-            raise ConfigError(f"{path}: line {line}: {text!r} is not a number")
+            hint = f"; {_POINT}" if "," in text else ""
+            raise ConfigError(f"{path}: line {line}: {text!r} is not a number{hint}")
         try:
             time_s = parse(time_text)
         except ValueError as error:
@@ -284,10 +286,7 @@ def no_wider(path: Path, line: int, row: list[str], header: Sequence[str]) -> li
         ConfigError: It has more cells than the header, so that it is not known which is which; empty ones may be there.
     """
     if len(row) > len(header) and any(cell.strip() for cell in row[len(header) :]):
-        raise ConfigError(
-            f"{path}: line {line}: has {len(row)} columns, the header has {len(header)}; decimals need a point, not a "
-            "comma"
-        )
+        raise ConfigError(f"{path}: line {line}: has {len(row)} columns, the header has {len(header)}; {_POINT}")
     return row
 
 

@@ -91,6 +91,7 @@ def test_steps_and_updates_of_the_meter(tmp_path: Path) -> None:
         ("time,watts,\n1,2,\n3,4,,\n3,5,,\n", "line 4: the time '3' is not later"),
         pytest.param(f'time,watts\n1,2\n3,"{"x" * 140_000}"\n', "line 3: is not CSV: field larger than", id="long"),
         ("time,watts\n1,2\n3,4 W\n", "line 3: '4 W' is not a number"),
+        ("time;watts\n1;2,5\n", "line 2: '2,5' is not a number; decimals need a point, not a comma"),
         ("time,watts\n1,2\n3,inf\n", "line 3: 'inf' is not a number"),
         ("time,watts\n3,2\n3,2\n", "line 3: the time '3' is not later"),
         ("time,watts\n2026-11-30 10:00:00,2\n", "line 2: the time '2026-11-30 10:00:00' has no time zone"),
