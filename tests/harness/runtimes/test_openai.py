@@ -102,7 +102,13 @@ def test_tokens_are_never_guessed() -> None:
         ([b"data: [1]\n\n"], "not an object: it begins"),
         ([event(chunk("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 pieces: out of memory"),
         ([b'data: {"error": "stopped"}\n\n'], "after 0 pieces: stopped"),
+        ([b'data: {"error": "\\u001b[2J"}\n\n'], r"after 0 pieces: \\x1b\[2J"),
+        ([b"data: " + b"[" * 100_000 + b"\n\n"], "not valid JSON: it begins"),
+        ([b'data: {"choices": 5}\n\n'], "choices in an event of the stream are invalid"),
+        ([b'data: {"choices": [5]}\n\n'], "choices in an event of the stream are invalid"),
+        ([b"data: ", *[b"x" * 65536] * 17], "a line of the stream is longer than 1 MiB"),
     ],
+    ids=range(12),
 )
 def test_invalid_streams_are_named(pieces: list[bytes], text: str) -> None:
     with pytest.raises(StreamError, match=text):

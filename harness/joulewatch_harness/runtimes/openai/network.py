@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, one_line
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.openai.options import APIS, Options
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 PROBE_TOKENS: Final = 2
 LARGEST_BATCH: Final = 1024
+LONGEST_LINE: Final = 1 << 20
+"""Longest line of an event stream; an event with one token has less than 1 KiB."""
 SPARE_FILES: Final = 64
 """Open files that the rest of a run needs."""
 TOKENS: Final = "output_tokens"
@@ -68,10 +70,17 @@ class Events:
         self.has_events = False
 
     def feed(self, piece: bytes) -> Iterator[str]:
-        """Yield the data of every event that ends in ``piece``."""
+        """Yield the data of every event that ends in ``piece``.
+
+        Raises:
+            StreamError: a line is too long.
+        """
         if len(self.began) < 200:
             self.began += piece[:200]
         *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            # Each further piece would copy all of it.
+            raise StreamError(f"a line of the stream is longer than {LONGEST_LINE >> 20} MiB")
         for raw in lines:
             line = raw.removesuffix(b"\r").decode("utf-8", "replace")
             name, _, value = line.partition(":")
@@ -412,18 +421,21 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
             return
         try:
             message = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StreamError(f"an event of the stream is not valid JSON: it begins {json.dumps(data[:60])}") from None
         if not isinstance(message, dict):
             raise StreamError(f"an event of the stream is not an object: it begins {json.dumps(data[:60])}")
         if message.get("error"):
             error = message["error"]
             text = error.get("message", error) if isinstance(error, dict) else error
-            raise StreamError(f"the server stopped after {count} pieces: {str(text)[:300]}")
+            raise StreamError(f"the server stopped after {count} pieces: {one_line(str(text))}")
         model = model or str(message.get("model") or "")
         if isinstance(message.get("usage"), dict):
             usage = message["usage"]
-        for choice in message.get("choices") or ():
+        choices = message.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise StreamError(f"choices in an event of the stream are invalid: it begins {json.dumps(data[:60])}")
+        for choice in choices:
             if _has_text(choice):
                 count += 1
                 first_ns = first_ns or now_ns
