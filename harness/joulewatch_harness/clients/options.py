@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from joulewatch_harness.binder import Limits, Word, bind, read_yaml
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, one_line
 
 QUERY_PATH: Final = "/api/v1/query"
 WRITE_PATH: Final = "/api/v1/write"
@@ -181,12 +181,13 @@ def checked_url(url: str, source: str, schemes: tuple[str, ...] = WEB) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """Return the URL without user, password, query and fragment, for logs."""
+    """Return the URL without user, password, query and fragment, for logs; it may come from a server."""
     try:
         parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rpartition("@")[2], "", ""))
+        shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rpartition("@")[2], "", ""))
     except ValueError:
-        return url.rpartition("@")[2].partition("?")[0]
+        shown = url.rpartition("@")[2].partition("?")[0]
+    return one_line(shown)
 
 
 def add_prometheus_arguments(parser: argparse.ArgumentParser) -> None:

@@ -251,7 +251,7 @@ class PrometheusClient:
             raise QueryUnavailableError(problem) from None
         if 300 <= response.status_code < 400 and "Location" in response.headers:
             raise QueryError(
-                f"{url} redirects to {one_line(without_secrets(response.headers['Location']))}: "
+                f"{url} redirects to {without_secrets(response.headers['Location'])}: "
                 "give the URL that answers without a redirect"
             )
         return response

@@ -264,6 +264,11 @@ def test_secrets_are_in_no_repr() -> None:
     assert without_secrets("https://me:hush@host/path?token=hush#x") == "https://host/path"
 
 
+@pytest.mark.parametrize("url", ["https://host/\x1b[31m", "https://host/\x9b31m", "//[\x07"])
+def test_a_url_of_a_server_does_not_control_the_terminal(url: str) -> None:
+    assert without_secrets(url).isprintable()
+
+
 def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
     config = tmp_path / "prometheus.yml"
     config.write_text("url: http://a:1\nusername: me\npassword_file: pw\nheaders: {X-Scope-OrgID: 7}\ntimeout_s: 5\n")
