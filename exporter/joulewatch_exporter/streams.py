@@ -1,5 +1,8 @@
 """The standard streams of both commands: closed, full and ASCII-only ones end in one line on stderr, not a traceback.
 
+Names in a journal, a recording or a label may come from other machines. On stdout their control characters are escaped,
+so that they cannot move the cursor or hide a line. (stderr has the progress bar, which moves the cursor itself.)
+
 A closed descriptor is opened first: otherwise the first file that the command opens would get its number, and what a
 library prints would end up in that file.
 """
@@ -9,15 +12,18 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TextIO, cast
 
 EXIT_FAILED: Final = 1
 IN_ASCII: Final = {
     "±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "µ": "u", "μ": "u", "Δ": "d", "²": "^2",
     "°": "deg ", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "·": "*", "√": "sqrt ", "σ": "sigma", "─": "-", "│": "|",
 }  # fmt: skip
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+"""Also those that change the direction of the text."""
 _ERRORS: Final = "joulewatch.ascii"
 _STDOUT: Final = 1
 
@@ -35,11 +41,14 @@ def guard(program: str, command: Callable[[], int], *, broken_pipe: int = EXIT_F
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
+    stdout = sys.stdout
+    sys.stdout = cast(TextIO, _Escaped(stdout))
     try:
         try:
             return command()
         finally:
-            sys.stdout.flush()
+            sys.stdout = stdout
+            stdout.flush()
     except BrokenPipeError:
         _discard_stdout()
         return broken_pipe
@@ -50,6 +59,24 @@ def guard(program: str, command: Callable[[], int], *, broken_pipe: int = EXIT_F
         with contextlib.suppress(OSError):
             print(f"{program}: {place}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
+
+
+class _Escaped:
+    """A stream whose ``write`` escapes control characters, in the form that JSON has, too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _open_closed() -> None:

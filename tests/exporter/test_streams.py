@@ -73,3 +73,13 @@ def test_text_for_an_ascii_terminal_is_replaced() -> None:
 def test_an_unexpected_error_of_a_file_names_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert streams.guard("p", lambda: int((tmp_path / "none").read_text())) == 1
     assert capsys.readouterr().err == f"p: {tmp_path / 'none'}: No such file or directory\n"
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        sys.stdout.write("n\x1b[2J\x07\x9b\u202e\x00ame héé\t5 \r\r\n")
+        sys.stdout.writelines(["\x1b", "\n"])
+        return 0
+
+    assert streams.guard("p", command) == 0
+    assert capsys.readouterr().out == "n\\u001b[2J\\u0007\\u009b\\u202e\\u0000ame héé\t5 \\u000d\r\n\\u001b\n"
