@@ -98,7 +98,7 @@ def test_the_daemon_serves_a_sensor(start: Start, tmp_path: Path) -> None:
     caught.value.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_daemon_in_under_a_second(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     rapl_zone(tmp_path / "sysfs")
     daemon, url = start()

@@ -1,4 +1,4 @@
-"""``joulewatch-exporter`` without a command: serve metrics until SIGTERM or SIGINT."""
+"""``joulewatch-exporter`` without a command: serve metrics until SIGTERM, SIGINT or SIGHUP."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
-    """Turn SIGTERM and SIGINT into a file descriptor that becomes readable.
+    """Turn SIGTERM, SIGINT and SIGHUP into a file descriptor that becomes readable.
 
     Yields the descriptor and a function to call when start-up is complete; until then, the signals raise `_Stopped`.
     The descriptor is Python's wakeup pipe, which the signal itself writes to. A handler in Python would run only when
@@ -73,7 +73,10 @@ def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
         nonlocal started
         started = True
 
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    old = {number: signal.signal(number, stop) for number in numbers}
     old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader, begin_waiting
