@@ -164,7 +164,7 @@ def test_workloads_share_a_gpu(tmp_path: Path, exporter_server: StartExporter) -
         assert sorted(holds) == [(FIRST, "serve.service"), (FIRST, "train.service"), (SECOND, "train.service")]
         done = joulewatch("check", f"--config.file={machine.config}", folder=tmp_path, module="joulewatch_exporter")
         text = " ".join(done.out.split())
-        assert "shared by utilisation samples; 2 processes" in text
+        assert "shared by utilisation samples; processes: 2" in text
         assert "accounting mode is off" in text
         assert "sudo nvidia-smi -am 1" in text
 

@@ -193,7 +193,7 @@ class DrmUsageSource:
             if device in self._queues.units:
                 text += ", and of ROCm by the compute units that a process occupies"
             users = {known.pid for known in card.clients.values()} | card.occupied.keys()
-            text += f"; {len(users)} processes" if users else ""
+            text += f"; processes: {len(users)}" if users else ""
             text += "; experimental: never run on such a GPU"
             findings.append(Finding(status="found", collector=self.name, subject=device, text=text))
             if card.is_unknown:

@@ -67,7 +67,7 @@ _ACCOUNTING_OFF: Final = (
     "load of the driver, before the processes start"
 )
 _ACCOUNTING_CURE: Final = "sudo nvidia-smi -am 1"
-_NOT_IN_PROCFS: Final = "{} of its processes are not in procfs, so their workload is not known: they count as system"
+_NOT_IN_PROCFS: Final = "processes that are not in procfs: {}; their workload is not known, so they count as system"
 _PROCFS_CURE: Final = (
     "run the container in the host's PID namespace: `docker run --pid=host`, Kubernetes `hostPID: true`"
 )
@@ -386,7 +386,7 @@ class NvmlUsageSource:
             modes = gpu.modes
             if modes is None:
                 continue
-            users = f"; {len(gpu.pids)} processes" if gpu.pids else ""
+            users = f"; processes: {len(gpu.pids)}" if gpu.pids else ""
             findings.append(self._finding("found", device, f"{_TEXTS[modes.mode]}{users}"))
             if modes.is_accounting_off:
                 findings.append(self._finding("skipped", device, _ACCOUNTING_OFF, _ACCOUNTING_CURE))

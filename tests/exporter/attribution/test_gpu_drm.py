@@ -108,7 +108,7 @@ def test_two_users_share_by_the_time_of_the_engines(machine: DrmMachine, clock: 
     assert scan.holders == {AMD: (SERVE, TRAIN)}
     (finding,) = source.findings
     assert (
-        finding.text == "amdgpu: shared by the time of the engines; 2 processes; experimental: never run on such a GPU"
+        finding.text == "amdgpu: shared by the time of the engines; processes: 2; experimental: never run on such a GPU"
     )
 
 
@@ -210,7 +210,7 @@ def test_compute_queues_share_by_the_units_that_they_occupy(machine: DrmMachine,
     assert used[SERVE] == pytest.approx(used[TRAIN] / 3)
     assert scan.holders == {AMD: (SERVE, TRAIN)}
     (finding,) = source.findings
-    assert "and of ROCm by the compute units that a process occupies; 2 processes" in finding.text
+    assert "and of ROCm by the compute units that a process occupies; processes: 2" in finding.text
 
 
 def test_an_idle_queue_holds_the_gpu_and_uses_nothing(machine: DrmMachine, clock: FakeClock) -> None:

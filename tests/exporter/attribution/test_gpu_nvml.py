@@ -198,7 +198,7 @@ def test_a_process_that_is_not_in_procfs_counts_as_system(node: Node) -> None:
     assert used[ROOT] == pytest.approx(9.0, abs=0.7)
     assert node.scan.weights == {FIRST: "gpu_utilisation"}
     (finding,) = [finding for finding in node.source.findings if "procfs" in finding.text]
-    assert finding.text.startswith("1 of its processes are not in procfs")
+    assert finding.text.startswith("processes that are not in procfs: 1; their workload is not known")
     assert "--pid=host" in finding.cure
 
 
@@ -238,7 +238,7 @@ def test_accounting_statistics_are_exact(node: Node, step_s: float) -> None:
     assert used["system.slice"] == pytest.approx(9.0 + 0.6 * 3.6, rel=0.03)
     assert used[ROOT] == used["system.slice"]
     (finding,) = node.source.findings
-    assert finding.text == "shared by accounting statistics; 1 processes"
+    assert finding.text == "shared by accounting statistics; processes: 1"
 
 
 def test_what_was_used_before_the_start_does_not_count(node: Node) -> None:
@@ -256,7 +256,7 @@ def test_accounting_that_is_off_has_a_finding_with_the_command(node: Node) -> No
     node.start(h100(A, B, accounting=False), driver_version="595.10")
     shared, off = node.source.findings
     assert (shared.status, shared.subject) == ("found", FIRST)
-    assert shared.text == "shared by utilisation samples; 2 processes"
+    assert shared.text == "shared by utilisation samples; processes: 2"
     assert (off.status, off.cure) == ("skipped", "sudo nvidia-smi -am 1")
     assert off.text.startswith("accounting mode is off")
 
