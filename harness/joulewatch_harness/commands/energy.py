@@ -19,6 +19,7 @@ from joulewatch_harness.errors import ConfigError
 if TYPE_CHECKING:
     from joulewatch_harness.analysis.energy.window_energy import Span
     from joulewatch_harness.analysis.sources.history import SampleSource
+    from joulewatch_harness.clients.options import PrometheusOptions
 
 EXIT_FAILED: Final = 1
 WHOLE_S: Final = 7200.0
@@ -142,9 +143,11 @@ def _run_job(args: argparse.Namespace) -> int:
             raise ConfigError(f"--slurm-job and {flag} exclude each other")
     if args.recording is not None:
         raise ConfigError("--slurm-job reads all nodes from Prometheus: give --prometheus URL")
-    source = _open_source(args)
+    options = _source_options(args)
+    # The job's id and sacct are checked before Prometheus is asked.
+    allocations = job_allocations(args.slurm_job)
+    source = _open_source(args, options)
     try:
-        allocations = job_allocations(args.slurm_job)
         now_s = time.time()
         spans = spans_by_node(allocations, now_s)
         if not spans:
@@ -166,12 +169,17 @@ def _run_job(args: argparse.Namespace) -> int:
     return 0 if any(one.joules is not None for one in energies) else EXIT_FAILED
 
 
-def _open_source(args: argparse.Namespace) -> SampleSource:
-    from joulewatch_harness.analysis.sources.opening import open_source, open_sources
-
+def _source_options(args: argparse.Namespace) -> PrometheusOptions | None:
+    """Return the Prometheus to read; None: the recording."""
     options = options_from_args(args)
     if (options is None) == (args.recording is None):
         raise ConfigError("give one source: --prometheus URL or --recording FILE")
+    return options
+
+
+def _open_source(args: argparse.Namespace, options: PrometheusOptions | None) -> SampleSource:
+    from joulewatch_harness.analysis.sources.opening import open_source, open_sources
+
     if args.source:
         return open_sources(args.source, options)
     source = open_source(prometheus=options, recording=args.recording)
@@ -203,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     if end_s > now_s + 1:
         raise ConfigError(f"--end {args.end} is {end_s - now_s:.0f} s in the future: the window has not ended")
     _check_every(args)
-    source = _open_source(args)
+    source = _open_source(args, _source_options(args))
     span = Span(start_s, end_s)
     if args.workload is not None:
         return energy_workloads.run(args, source, span)

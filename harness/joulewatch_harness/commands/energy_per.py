@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ConfigError if ``--per`` and ``--by`` do not go with the other arguments."""
+    """Raise ConfigError if ``--per`` is not a counter, or ``--per`` and ``--by`` do not go with the other arguments."""
+    from joulewatch_harness.analysis.sources.counters import parse_selector
+    from joulewatch_harness.analysis.sources.llm_servers import llm_servers
+
     if not args.per:
         if args.by is not None:
             raise ConfigError("--by needs --per COUNTER")
@@ -43,6 +46,9 @@ def check(args: argparse.Namespace) -> None:
     for flag, value in (("--slurm-job", args.slurm_job), ("--every", args.every), ("--recording", args.recording)):
         if value is not None:
             raise ConfigError(f"--per and {flag} exclude each other")
+    for text in args.per:
+        if text not in llm_servers():
+            parse_selector(text)
     if args.scope == "part":
         raise ConfigError("--per adds devices or whole servers: use --scope device or node")
 

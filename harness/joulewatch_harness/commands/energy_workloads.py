@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ConfigError if ``--workload`` and ``--idle`` do not go with the other arguments."""
+    """Raise ConfigError if ``--workload`` is not valid, or it and ``--idle`` do not go with the other arguments."""
+    from joulewatch_harness.analysis.sources.workloads import matcher
+
     if args.workload is None:
         if args.idle != "own":
             raise ConfigError("--idle needs --workload")
@@ -46,6 +48,7 @@ def check(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if value:
             raise ConfigError(f"--workload and {flag} exclude each other")
+    matcher(args.workload)
 
 
 def run(args: argparse.Namespace, source: SampleSource, span: Span) -> int:

@@ -90,6 +90,27 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
     assert "degrees of freedom" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--start=-1m", "--per=rate(x[5m])"], "--per rate(x[5m]): not the name of a counter"),
+        (["--start=-1m", "--workload=colour=red"], "--workload colour=red: no label colour"),
+        (["--slurm-job=12 3"], "--slurm-job '12 3': must be a job's id"),
+        (["--slurm-job=12"], "sacct is not installed"),
+    ],
+    ids=["per", "workload", "job", "sacct"],
+)
+def test_arguments_of_energy_are_checked_before_prometheus_is_asked(
+    words: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with responses.RequestsMock() as mocked:
+        assert main(["energy", *words, f"--prometheus={URL}"]) == 2
+        assert not mocked.calls
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
 def test_the_energy_of_a_slurm_job(
     fake: FakePrometheus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
