@@ -137,7 +137,7 @@ def test_what_cannot_show_the_loads_is_refused(
         assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("short")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import options_from_args
@@ -13,7 +16,8 @@ from joulewatch_harness.commands.options import write_file
 from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.records import RunHeader, SensorRecord
+    from joulewatch_harness.metering.exporters import Connection
+    from joulewatch_harness.records import SensorRecord
 
 SHARED_BY_CPU_TIME: Final = ("cpu", "memory")
 """Components whose energy workloads share by their CPU time."""
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.calibration import spread
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.metering import load_windows
+    from joulewatch_harness.metering.exporters import connect
     from joulewatch_harness.metering.loads import chosen_cpus
     from joulewatch_harness.metering.meter import Meter
     from joulewatch_harness.plan.cpus import cpus_text
@@ -60,8 +65,13 @@ def run(args: argparse.Namespace) -> int:
         if value:
             raise ConfigError(f"--workloads and {flag} exclude each other")
     cpus = chosen_cpus(sorted(os.sched_getaffinity(0)))
-    with Meter(args.exporter or (), prometheus=options_from_args(args), output=args.output, name="workloads") as meter:
-        sensors = _sensors(meter.header)
+    options = options_from_args(args)
+    with contextlib.ExitStack() as stack:
+        # The sensors are checked before there is a run. An exporter that was started for the check is used for the run.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="joulewatch-")))
+        connection = connect(args.exporter or (), folder, stack)
+        sensors = _sensors(connection)
+        meter = stack.enter_context(Meter(connection.urls, prometheus=options, output=args.output, name="workloads"))
         refresh_s = slowest_refresh_s(sensors) or 0.0
         print(f"loads on processors {cpus_text(cpus)}", file=sys.stderr)  # noqa: T201
         windows = load_windows.measure_loads(
@@ -95,19 +105,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sensors(header: RunHeader) -> list[SensorRecord]:
+def _sensors(connection: Connection) -> list[SensorRecord]:
     """Return the sensors of this machine whose energy workloads share by CPU time.
 
     Raises:
         ConfigError: The exporter is on another machine, or no sensor shows how loads differ.
     """
-    for exporter in header.exporters:
+    for exporter in connection.exporters:
         if exporter.nodename != os.uname().nodename:
             raise ConfigError(
                 f"calibrate --workloads: exporter {exporter.name} is on {exporter.nodename}, but the loads run on "
                 f"{os.uname().nodename}: run the command there"
             )
-    sensors = [one for one in header.sensors if one.scope == "device" and one.component in SHARED_BY_CPU_TIME]
+    sensors = [one for one in connection.sensors if one.scope == "device" and one.component in SHARED_BY_CPU_TIME]
     if not any(one.component == "cpu" for one in sensors):
         raise ConfigError("calibrate --workloads: there is no sensor of the processors")
     if any(one.method == "estimated" for one in sensors):
