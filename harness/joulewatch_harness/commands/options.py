@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,9 +67,11 @@ def network_options(words: Sequence[str] | None, threads: str | None) -> dict[st
 
 
 def check_folder(flag: str, path: Path) -> None:
-    """Raise ConfigError if the folder of an output file is missing, before any work is done."""
+    """Raise ConfigError if the folder of an output file is missing, or it is a folder, before any work is done."""
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {path}: the directory {path.parent} does not exist")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: cannot be written: {os.strerror(errno.EISDIR)}")
 
 
 def write_file(flag: str, path: Path, content: str | bytes) -> None:

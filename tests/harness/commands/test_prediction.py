@@ -217,10 +217,14 @@ def test_bad_input_is_one_clear_line(
     assert len(err.splitlines()) == 1
 
 
-def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = write(tmp_path / "t.csv", device_rows(1, SHAPES[:9]))
-    assert main(["fit", str(table), "--out", str(tmp_path / "no" / "model.json")]) == 2
+def test_an_output_that_cannot_be_written_is_an_error_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(tmp_path / "missing.csv")
+    assert main(["fit", table, "--out", str(tmp_path / "no" / "model.json")]) == 2
     assert "model.json: the directory " in capsys.readouterr().err
+    assert main(["fit", table, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"--out {tmp_path}: cannot be written: Is a directory\n")
 
 
 def test_linear_algebra_has_one_thread_only_if_numpy_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
