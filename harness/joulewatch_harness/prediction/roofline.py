@@ -24,8 +24,6 @@ from joulewatch_harness.prediction.features import FEATURES
 Floats = NDArray[np.float64]
 
 TERMS: Final = (*FEATURES, "constant")
-SECONDS: Final = "seconds"
-"""The term of the mean power in a model with measured time."""
 _PER_BATCH: Final = np.array([False, False, True, False, True, False])
 COVERAGE: Final = 0.9
 FEW: Final = 9

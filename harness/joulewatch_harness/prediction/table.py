@@ -18,7 +18,6 @@ from joulewatch_harness.prediction.features import FEATURES, Features, canonical
 SCOPES: Final = ("wall", "devices", "rails", "net")
 """What an energy covers: the whole machine, all device sensors, supply rails of a board, devices less idle power."""
 TEXTS: Final = ("network", "device", "runtime", "precision", "scope")
-OPTIONAL: Final = ("family", "platform", "batch_size", "seconds_per_inference", "operators", "idle_watts")
 COLUMNS: Final = (
     "network", "family", "device", "platform", "runtime", "precision", "batch_size", "scope", "joules_per_inference",
     "seconds_per_inference", *FEATURES, "operators", "idle_watts",

@@ -239,7 +239,7 @@ class CounterEnergies:
         at_start, at_end = (edge.counter(counter, slopes, base, self._max_gap_s) for edge in self._edges)
         joules = at_end - at_start
         power = joules / windows.duration_s
-        steepest = _each(np.maximum, slopes, first, last, 0.0)
+        steepest = _each(np.maximum, slopes, first, last)
         cap = np.maximum(np.maximum(POWER_CAP_FACTOR * power, steepest), power_cap_watts)
         floor = np.minimum(power_floor_watts, power)
         # An error of the clock offset is the component "clock". It does not widen the interpolation, too.
@@ -402,22 +402,20 @@ def _residual(errors: Floats, falls: Integers, edge: _Edge, count: int) -> Float
     first, last = np.maximum(edge.before - _NEAREST, 0), np.minimum(edge.after + _NEAREST + 1, count)
     is_known = (last - first > _LEAST_RISES) & (falls[last - 1] == falls[first])
     number = np.where(is_known, last - first - 4, 1)
-    squares = _each(np.add, errors * errors, first, last - 4, 0.0)
+    squares = _each(np.add, errors * errors, first, last - 4)
     numbers, which = np.unique(number, return_inverse=True)
     few = np.array([student_factor(int(n)) / NORMAL_95 for n in numbers])[which]
-    near = _each(
-        np.maximum, np.abs(errors), np.maximum(edge.before - 2, first), np.minimum(edge.after - 1, last - 4), 0.0
-    )
+    near = _each(np.maximum, np.abs(errors), np.maximum(edge.before - 2, first), np.minimum(edge.after - 1, last - 4))
     return np.where(is_known, np.maximum(few * np.sqrt(squares / number), near), math.inf)
 
 
-def _each(ufunc: np.ufunc, values: Floats, first: Integers, last: Integers, empty: float) -> Floats:
-    """Return ``ufunc`` over ``values[first:last]`` for each pair; ``empty`` if there are none."""
+def _each(ufunc: np.ufunc, values: Floats, first: Integers, last: Integers) -> Floats:
+    """Return ``ufunc`` over ``values[first:last]`` for each pair; 0 if there are none."""
     first, last = np.minimum(first, values.size), np.clip(last, 0, values.size)
     pairs = np.column_stack((first, last)).ravel()
     # ``reduceat`` needs valid indexes, also for the end.
-    results: Floats = ufunc.reduceat(np.append(values, empty), pairs)[::2]
-    return np.where(last > first, results, empty)
+    results: Floats = ufunc.reduceat(np.append(values, 0.0), pairs)[::2]
+    return np.where(last > first, results, 0.0)
 
 
 def _spread_about(estimate: Floats, lower: Floats, upper: Floats) -> Floats:

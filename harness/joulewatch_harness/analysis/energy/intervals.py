@@ -26,7 +26,6 @@ from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.analysis.sources.series import SensorId
 
 Every = Literal["1h", "1d", "1mo"]
-EVERY: Final[tuple[Every, ...]] = ("1h", "1d", "1mo")
 _PIECE_S: Final = 3600.0
 _SHORT_PIECE_S: Final = 60.0
 _PIECES_AT_ONCE: Final = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from joulewatch_harness.analysis.sources.workloads import Device, WorkloadId, Wo
 from joulewatch_harness.errors import CoverageError
 
 IdlePolicy = Literal["own", "equal", "proportional", "reserved"]
-IDLE_POLICIES: Final[tuple[IdlePolicy, ...]] = ("own", "equal", "proportional", "reserved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
