@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from joulewatch_harness.cli import main
+from joulewatch_harness.errors import StorageError
 from joulewatch_harness.records import Configuration, ExporterRecord, RunEnd, Window
 from joulewatch_harness.storage.journal import Journal
+from joulewatch_harness.storage.recording import RecordingWriter
 from support import runs
 
 T0 = 1795860000
@@ -243,6 +245,22 @@ def test_a_recording_is_never_overwritten(tmp_path: Path, capsys: pytest.Capture
     out.touch()
     assert main(["import", "wall.csv", "--power=watts", f"--out={out}"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [StorageError("a.sqlite: the disk is full"), KeyboardInterrupt()])
+def test_an_import_that_fails_leaves_no_recording(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a log of several devices, it would have the energy of some."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(RecordingWriter, "add_line", lambda self, line: fail() if isinstance(line, RunEnd) else None)
+    log, out = tmp_path / "wall.csv", tmp_path / "a.sqlite"
+    log.write_text(WALL, encoding="utf-8")
+    assert main(["import", str(log), "--power=watts", f"--out={out}"]) != 0
+    assert sorted(tmp_path.iterdir()) == [log]
 
 
 def test_power_over_many_hours_is_integrated_over_all_samples(

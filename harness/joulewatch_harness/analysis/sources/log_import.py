@@ -105,11 +105,18 @@ def write_import(path: Path, imported: Import) -> RunHeader:
     lines: list[Line] = [*_configurations(imported, windows)]
     lines += (replace(window, run=header.run) for window in windows)
     lines.append(RunEnd(ended_at_s=last_s, status="complete"))
-    with RecordingWriter.create(path, header) as writer:
-        for log in imported.read.logs:
-            _write_series(writer, imported, log)
-        for line in lines:
-            writer.add_line(line)
+    writer = RecordingWriter.create(path, header)
+    try:
+        with writer:
+            for log in imported.read.logs:
+                _write_series(writer, imported, log)
+            for line in lines:
+                writer.add_line(line)
+    except BaseException:
+        # A part of the logs would be read as all of them.
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        raise
     return header
 
 
