@@ -7,10 +7,12 @@ import threading
 from types import FrameType
 from typing import Any, Final, Self
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-OPTIONAL_SIGNALS: Final = (signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
-"""They stop the run unless they are ignored, as under nohup. Batch systems warn of the end of a job with the last
-three; without a handler they would kill the process, and the run would have no end."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
+"""The others stay ignored if they are."""
+WARNINGS: Final = (signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+"""Batch systems warn of the end of a job with these; without a handler they would kill the process, and the run would
+have no end. The kernel repeats SIGXCPU every second, so the second warning does not end the process."""
 
 
 class RunStopped(Exception):
@@ -18,17 +20,18 @@ class RunStopped(Exception):
 
 
 class StopRequest:
-    """Stop the run after the current call on the first of the signals; end the process on the second."""
+    """Stop the run after the current call on the first signal; end the process on the second one of `SIGNALS`."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._signalled = False
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (*SIGNALS, *OPTIONAL_SIGNALS):
-                if number in OPTIONAL_SIGNALS and signal.getsignal(number) is signal.SIG_IGN:
-                    continue
+            for number in (*SIGNALS, *WARNINGS):
+                if number not in ALWAYS and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup
                 self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -43,7 +46,9 @@ class StopRequest:
             raise RunStopped
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        if number in SIGNALS:
+            if self._signalled:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self._signalled = True
         self.requested = True

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from joulewatch_harness.runner.stopping import OPTIONAL_SIGNALS, SIGNALS, RunStopped, StopRequest
+from joulewatch_harness.runner.stopping import SIGNALS, WARNINGS, RunStopped, StopRequest
 
 
-@pytest.mark.parametrize("number", [*SIGNALS, *OPTIONAL_SIGNALS])
+@pytest.mark.parametrize("number", [*SIGNALS, *WARNINGS])
 def test_the_first_signal_asks_and_the_second_kills(number: signal.Signals) -> None:
     heard: list[int] = []
     before = signal.signal(number, lambda number, _frame: heard.append(number))
@@ -27,7 +27,7 @@ def test_the_first_signal_asks_and_the_second_kills(number: signal.Signals) -> N
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", OPTIONAL_SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGHUP, *WARNINGS])
 def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
     """Nohup ignores SIGHUP."""
     before = signal.signal(number, signal.SIG_IGN)
@@ -39,10 +39,20 @@ def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
+def test_repeated_warnings_do_not_end_the_process() -> None:
+    """The kernel sends SIGXCPU every second."""
+    with StopRequest() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)
+        assert stop.requested
+
+
 def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[tuple[int, Any]] = []
     stop = StopRequest()
-    stop.requested = True
+    for warning in WARNINGS:
+        stop._on_signal(warning, None)
+    stop._on_signal(signal.SIGINT, None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: raised.append((number, handler)))
     monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, "raised")))
     stop._on_signal(signal.SIGTERM, None)
