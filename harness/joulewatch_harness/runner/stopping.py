@@ -25,6 +25,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self._signalled = False
+        self._warnings: set[int] = set()
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -37,7 +38,9 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+            # A warning that is repeated must not kill the process while it writes the result.
+            is_ignored = number in self._warnings and handler is signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if is_ignored else handler)
         self._previous_handlers.clear()
 
     def check(self) -> None:
@@ -51,4 +54,6 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self._signalled = True
+        else:
+            self._warnings.add(number)
         self.requested = True
