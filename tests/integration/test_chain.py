@@ -56,7 +56,7 @@ def two_sockets(tmp_path: Path, **first_zone: Any) -> Path:
 
 
 def only_run(folder: Path) -> RunRecord:
-    (record,) = list_runs(folder / "runs")
+    (record,) = list_runs(folder / "runs").values()
     return record
 
 

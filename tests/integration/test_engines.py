@@ -52,7 +52,7 @@ def exporter(machine: Emulator, exporter_server: StartExporter) -> ExporterServe
 
 def check_analyzed_elsewhere(machine: Emulator, folder: Path, *server: str) -> None:
     """Analyze the only run in another folder, with the server alone, and compare the energies with the truth."""
-    (record,) = list_runs(folder / "runs")
+    (record,) = list_runs(folder / "runs").values()
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     answer = joulewatch("analyze", record.header.run, *server, "--format=json", folder=elsewhere)

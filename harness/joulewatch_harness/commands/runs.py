@@ -101,9 +101,9 @@ def local_runs(output: Path) -> list[RunRow]:
                 configuration.name for configuration in (record.configurations or record.header.configurations)
             ),
             windows=len(record.windows),
-            delivered=len(delivered_windows(output / record.header.run)),
+            delivered=len(delivered_windows(folder)),
         )
-        for record in list_runs(output)
+        for folder, record in list_runs(output).items()
     ]
 
 

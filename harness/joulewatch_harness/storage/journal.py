@@ -278,44 +278,73 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
     )
 
 
-def list_runs(output: Path) -> list[RunRecord]:
-    """Return all runs below ``output``, oldest first; a folder without a readable run is skipped with a warning.
+def list_runs(output: Path) -> dict[Path, RunRecord]:
+    """Return all runs below ``output`` by their folder, oldest first; skip with a warning one that cannot be read.
 
     Raises:
         ConfigError: ``output`` exists but cannot be listed.
     """
     try:
-        folders = sorted(item for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
+        folders = _run_folders(output)
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as error:
         raise ConfigError(f"{output}: cannot be listed: {error.strerror}") from error
-    runs = []
+    runs = {}
     for folder in folders:
         try:
-            runs.append(read_run(folder))
+            runs[folder] = read_run(folder)
         except RecordError as error:
             logger.warning("%s", error)
-    return sorted(runs, key=lambda run: (run.header.started_at_s, run.header.run))
+    return dict(sorted(runs.items(), key=lambda entry: (entry[1].header.started_at_s, entry[1].header.run)))
+
+
+def _run_folders(output: Path) -> list[Path]:
+    """Return the folders below ``output`` that hold a journal, by name; one without permission gives a warning."""
+    folders = []
+    for folder in sorted(output.iterdir()):
+        try:
+            if (folder / JOURNAL_NAME).is_file():
+                folders.append(folder)
+        except OSError as error:
+            logger.warning("%s: cannot be read: %s", folder, error.strerror)
+    return folders
+
+
+def _run_id(folder: Path) -> str:
+    """Return the id in the header of a journal; empty if there is none."""
+    try:
+        with (folder / JOURNAL_NAME).open("rb") as file:
+            header = decode_line(json.loads(file.readline()), str(folder))
+    except (OSError, ValueError, RecursionError, RecordError):
+        return ""
+    return header.run if isinstance(header, RunHeader) else ""
 
 
 def find_run(run: str, output: Path) -> Path:
     """Return the folder of a run given by id, by the beginning of an id, by folder or by journal.
 
+    A folder may have another name than the id of its run: a copy has.
+
     Raises:
-        RecordError: there is no such run, or several; the text contains some of the ids. Or ``run`` is a folder
-            without a journal, or a file that is not a journal.
+        RecordError: there is no such run, or several; the text contains some of the ids. Or ``run`` cannot be read, is
+            a folder without a journal, or is a file that is not a journal.
     """
     given = Path(run)
-    if (given / JOURNAL_NAME).is_file():
-        return given
-    if given.is_file() and given.name == JOURNAL_NAME:
-        return given.parent
     try:
-        names = sorted(item.name for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
+        if (given / JOURNAL_NAME).is_file():
+            return given
+        if given.is_file() and given.name == JOURNAL_NAME:
+            return given.parent
+    except OSError as error:
+        raise RecordError(f"{run}: cannot be read: {error.strerror}") from error
+    try:
+        names = [folder.name for folder in _run_folders(output)]
     except OSError:
         names = []
     matching = [run] if run in names else [name for name in names if name.startswith(run)] if run else []
+    if not matching and run:
+        matching = [name for name in names if _run_id(output / name).startswith(run)]
     if len(matching) == 1:
         return output / matching[0]
     if matching:

@@ -84,7 +84,7 @@ def test_an_increase_fails(repository: Path, capfd: pytest.CaptureFixture[str]) 
     assert "Both revisions ran in each of 4 rounds" in out
     assert "mine" not in out
     assert err.count("mine\n") == 10
-    (run,) = list_runs(Path("runs"))
+    (run,) = list_runs(Path("runs")).values()
     names = [window.configuration for window in run.windows]
     assert [sorted(names[at : at + 2]) for at in range(0, 8, 2)] == [["base", "head"]] * 4
 

@@ -44,7 +44,7 @@ def test_the_result_is_on_stderr_and_stdout_is_the_commands(
     assert out == "mine\n"
     for text in ("Energy of", "cpu", "total", " W\n", "s elapsed", "s user", "exit code 0", "covers sampling"):
         assert text in err
-    (run,) = list_runs(Path("runs"))
+    (run,) = list_runs(Path("runs")).values()
     (window,) = run.windows
     assert (window.configuration, window.details["exit_code"]) == (Path(sys.executable).name, "0")
     assert float(window.details["user_seconds"]) > 0
@@ -184,7 +184,7 @@ def test_signals_are_forwarded(exporter: CountingExporter, tmp_path: Path, numbe
     finally:
         process.kill()
         process.wait()
-    (run,) = list_runs(tmp_path / "runs")
+    (run,) = list_runs(tmp_path / "runs").values()
     expected = [()] * 2 if number == signal.SIGUSR1 else [("interrupted",)]
     assert [window.flags for window in run.windows] == expected
 

@@ -48,6 +48,12 @@ def test_the_list_as_a_table(output: Path, capsys: pytest.CaptureFixture[str], m
     )
 
 
+def test_the_windows_of_a_renamed_folder_are_delivered(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (output / RUN).rename(output / "baseline")
+    assert main(["runs", f"--output={output}", "--format=json"]) == 0
+    assert [row["delivered"] for row in json.loads(capsys.readouterr().out)] == [1, 0]
+
+
 def test_the_list_fits_80_columns(
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

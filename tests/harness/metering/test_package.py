@@ -117,10 +117,10 @@ def test_a_forked_process_has_its_own_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert "a forked process" in refused
     assert "was forked inside the window" in lost
     assert measured
-    runs = {run.windows[0].configuration: run for run in list_runs(tmp_path / "runs")}
+    runs = {run.windows[0].configuration: run for run in list_runs(tmp_path / "runs").values()}
     assert {name: len(run.windows) for name, run in runs.items()} == {"parent": 1, "child": 1}
     assert all(run.end is not None and run.end.status == "complete" for run in runs.values())
-    (own,) = list_runs(tmp_path / "own")
+    (own,) = list_runs(tmp_path / "own").values()
     assert [window.configuration for window in own.windows] == ["across"]
 
 
@@ -128,7 +128,7 @@ def test_a_program_that_ends_inside_a_window(tmp_path: Path) -> None:
     program = "import sys, joulewatch\njoulewatch.Meter(sys.argv[1]).begin('a')\nsys.exit(0)"
     with CountingExporter() as exporter:
         python(program, tmp_path, exporter.url)
-    (run,) = list_runs(tmp_path / "runs")
+    (run,) = list_runs(tmp_path / "runs").values()
     assert run.windows == ()
     assert run.end is not None
     assert [note.text for note in run.notes] == ["window 'a' was still open at the end of the run"]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from joulewatch_harness.records import Note, RunEnd, Setup
 from joulewatch_harness.storage import journal as journal_module
 from joulewatch_harness.storage.journal import Journal, find_run, list_runs, new_run_id, read_run
 from support.runs import NETWORK, RUN, header, window
+from support.sysfs import public_folder, unprivileged
 
 
 def written(folder: Path) -> Path:
@@ -166,8 +168,8 @@ def test_runs_are_listed_by_time_and_selected_by_the_beginning_of_their_id(tmp_p
         Journal.create(tmp_path, header(run, at_s)).close()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "journal.jsonl").write_text("broken\nbroken\n")
-    assert [record.header.started_at_s for record in list_runs(tmp_path)] == [10.0, 20.0]
-    assert list_runs(tmp_path / "none") == []
+    assert [record.header.started_at_s for record in list_runs(tmp_path).values()] == [10.0, 20.0]
+    assert list_runs(tmp_path / "none") == {}
     assert find_run("20261121", tmp_path).name == "20261121T000000Z-bbbbbb"
     assert find_run(str(tmp_path / "20261120T000000Z-aaaaaa"), tmp_path / "x").name == "20261120T000000Z-aaaaaa"
     with pytest.raises(RecordError, match="is ambiguous"):
@@ -176,6 +178,32 @@ def test_runs_are_listed_by_time_and_selected_by_the_beginning_of_their_id(tmp_p
         find_run("x", tmp_path)
     with pytest.raises(RecordError, match="there are no runs"):
         find_run("x", tmp_path / "none")
+    with pytest.raises(RecordError, match="cannot be read: File name too long"):
+        find_run("x" * 5000, tmp_path)
+
+
+def test_the_folder_of_a_run_may_have_another_name(tmp_path: Path) -> None:
+    Journal.create(tmp_path, header("20261121T000000Z-bbbbbb", 20.0)).close()
+    (tmp_path / "20261121T000000Z-bbbbbb").rename(tmp_path / "baseline")
+    assert list(list_runs(tmp_path)) == [tmp_path / "baseline"]
+    assert find_run("20261121T", tmp_path) == find_run("base", tmp_path) == tmp_path / "baseline"
+    shutil.copytree(tmp_path / "baseline", tmp_path / "copy")
+    with pytest.raises(RecordError, match="'20261121T' is ambiguous: baseline, copy"):
+        find_run("20261121T", tmp_path)
+
+
+def test_a_folder_of_another_user_hides_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    with public_folder() as output:
+        Journal.create(output, header("20261121T000000Z-bbbbbb", 20.0)).close()
+        (output / "20261121T000000Z-bbbbbb").chmod(0o755)
+        (output / "20261121T000000Z-bbbbbb" / "journal.jsonl").chmod(0o644)
+        (output / "locked").mkdir(mode=0)
+        with unprivileged():
+            assert [folder.name for folder in list_runs(output)] == ["20261121T000000Z-bbbbbb"]
+            assert find_run("2026", output).name == "20261121T000000Z-bbbbbb"
+            with pytest.raises(RecordError, match="locked: cannot be read: Permission denied"):
+                find_run(str(output / "locked"), output)
+        assert f"{output / 'locked'}: cannot be read: Permission denied" in caplog.messages
 
 
 def test_a_folder_or_file_that_is_not_a_run_is_named(tmp_path: Path) -> None:
