@@ -15,6 +15,7 @@ import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ _POINT: Final = "decimals need a point, not a comma"
 _ROWS_FOR_DIGITS: Final = 1000
 _LATEST_S: Final = 1e11
 """Larger numbers are not Unix seconds, but milliseconds or less."""
+_EPOCH: Final = datetime.datetime(1970, 1, 1)
 _OFFSET: Final = re.compile(r"([+-])(\d{2}):?(\d{2})")
 Row = tuple[int, str, str, str]
 """Line, time, value and device of a log, as written; the device is empty if the log is of one."""
@@ -319,6 +321,13 @@ def time_parser(form: LogFormat) -> Callable[[str], float]:
     """Return a function that turns a time of a log into Unix seconds; it raises ValueError."""
     zone = zone_of(form.timezone)
 
+    @lru_cache(maxsize=1)  # a log may have a million rows, and most are in the minute of the row before
+    def offset_of(minute: float) -> float | None:
+        """Return the offset of the zone in seconds; None: in this minute the clocks are changed."""
+        when = (_EPOCH + datetime.timedelta(minutes=minute)).replace(tzinfo=zone)
+        offset = when.utcoffset()
+        return offset.total_seconds() if offset is not None and offset == when.replace(fold=1).utcoffset() else None
+
     def parse(text: str) -> float:
         try:
             number = float(text)
@@ -337,13 +346,14 @@ def time_parser(form: LogFormat) -> Callable[[str], float]:
         if when.tzinfo is None:
             if zone is None:
                 raise ValueError(f"the time {text!r} has no time zone; give the log's with --timezone")
-            when = when.replace(tzinfo=zone)
-            if (seconds := when.timestamp()) == when.replace(fold=1).timestamp():
-                return seconds
-            raise ValueError(
-                f"the time {text!r} exists twice, or not at all, in the zone {form.timezone}, because the clocks "
-                "change; give its offset with --timezone, such as +01:00"
-            )
+            local_s = (when - _EPOCH).total_seconds()
+            offset_s = offset_of(local_s // 60)
+            if offset_s is None:
+                raise ValueError(
+                    f"the time {text!r} exists twice, or not at all, in the zone {form.timezone}, because the clocks "
+                    "change; give its offset with --timezone, such as +01:00"
+                )
+            return local_s - offset_s
         return when.timestamp()
 
     return parse
