@@ -198,7 +198,10 @@ def logs_of_rows(
         if kept is None:
             kept = devices[device] = _Rows()
         elif time_s <= kept.times_s[-1]:
-            raise ConfigError(f"{path}: line {line}: the time {time_text!r} is not later than that of the row before")
+            hint = "; record fewer rows, or fractions of a second" if time_s == kept.times_s[-1] else ""
+            raise ConfigError(
+                f"{path}: line {line}: the time {time_text!r} is not later than that of the row before{hint}"
+            )
         elif form.energy and not increments and value < kept.values[-1]:
             raise ConfigError(f"{path}: line {line}: the energy falls to {text}: the meter was reset")
         if increments and value < 0:

@@ -93,7 +93,7 @@ def test_steps_and_updates_of_the_meter(tmp_path: Path) -> None:
         ("time,watts\n1,2\n3,4 W\n", "line 3: '4 W' is not a number"),
         ("time;watts\n1;2,5\n", "line 2: '2,5' is not a number; decimals need a point, not a comma"),
         ("time,watts\n1,2\n3,inf\n", "line 3: 'inf' is not a number"),
-        ("time,watts\n3,2\n3,2\n", "line 3: the time '3' is not later"),
+        ("time,watts\n3,2\n3,2\n", "line 3: the time '3' is not later than that of the row before; record fewer rows"),
         ("time,watts\n2026-11-30 10:00:00,2\n", "line 2: the time '2026-11-30 10:00:00' has no time zone"),
         ("time,watts\nnow,2\n", "line 2: 'now' is not a time"),
         ("time,watts\n1796032800123,2\n", "line 2: the time '1796032800123' is not in Unix seconds"),
