@@ -166,7 +166,7 @@ class PlanKeys(Preset):
     prometheus: Text = ""
     prometheus_config: Text = ""
     pushgateway: Text = ""
-    scrape_rate_hz: Annotated[float, Limits(ge=0.1)] = DEFAULT_SCRAPE_RATE_HZ
+    scrape_rate_hz: Annotated[float, Limits(ge=0.1, le=1000)] = DEFAULT_SCRAPE_RATE_HZ
     output: Text = DEFAULT_OUTPUT
     cpus: Text = ""
     """Processors of the networks' processes, such as ``0-3``; empty: all."""
