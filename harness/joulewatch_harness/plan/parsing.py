@@ -196,6 +196,8 @@ def _expanded(entry: _ConfigurationKeys, file: _PlanFile, where: str) -> list[Co
     runtime = entry.runtime or default_runtime(entry.network)
     # A built-in network has a first precision; a file or an object has a fixed one.
     is_builtin = takes_model_files(runtime) and "." not in entry.network and ":" not in entry.network
+    if "" in entry.precision:
+        raise ConfigError(f"{where}.precision: must not be empty")
     precisions = entry.precision or (DEFAULT_PRECISIONS[:1] if is_builtin else (NATIVE,))
     options = entry.options or {}
     for key, values in options.items():

@@ -177,6 +177,7 @@ def test_missing_and_binary_files_are_errors(tmp_path: Path) -> None:
         ("configurations", [], "no configuration"),
         ("configurations", [{}], "configurations[0]: missing key 'network'"),
         ("configurations", [{"network": ""}], "configurations[0].network: must not be empty"),
+        ("configurations", [{"network": "mlp", "precision": ["", ""]}], "[0].precision: must not be empty"),
         ("configurations", [3], "configurations[0]: must be a mapping, got 3"),
         (
             "configurations",
