@@ -76,9 +76,15 @@ def parse_time(text: str, name: str, now_s: float) -> float:
     """Return the Unix seconds of ISO 8601 (without a zone: local time), Unix seconds, ``now`` or ``-10m``.
 
     Raises:
-        ConfigError: The text has another format.
+        ConfigError: The text has another format, or the time is before 1970.
     """
-    text = text.strip()
+    time_s = _parse_time(text.strip(), name, now_s)
+    if time_s < 0:
+        raise ConfigError(f"{name} {text}: is before 1970")
+    return time_s
+
+
+def _parse_time(text: str, name: str, now_s: float) -> float:
     if text == "now":
         return now_s
     relative = _RELATIVE.fullmatch(text)

@@ -480,3 +480,6 @@ def test_times() -> None:
     assert parse_time("2026-09-21T16:13:20+02:00", "--end", now_s) == now_s
     with pytest.raises(ConfigError, match="not a valid time"):
         parse_time("10 minutes ago", "--end", now_s)
+    for text in ("1969-12-31", "-99999999999999999999d"):
+        with pytest.raises(ConfigError, match=f"--start {text}: is before 1970"):
+            parse_time(text, "--start", now_s)
