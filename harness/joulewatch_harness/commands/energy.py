@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EXIT_FAILED: Final = 1
 WHOLE_S: Final = 7200.0
 """Longer windows are read at both ends only: that is enough for a counter, and restarts are still detected."""
+MOST_INTERVALS: Final = 100_000
+"""Each interval is at least one query: these are the hours of 11 years."""
+_EVERY_S: Final = {"1h": 3600.0, "1d": 86400.0, "1mo": 28 * 86400.0}
 _UNITS_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _RELATIVE: Final = re.compile(r"(?:now)?-(\d+(?:\.\d+)?)([smhdw])")
 
@@ -100,8 +103,8 @@ def _parse_time(text: str, name: str, now_s: float) -> float:
         ) from None
 
 
-def _check_every(args: argparse.Namespace) -> None:
-    """Raise ConfigError if ``--every`` is missing, or does not go with the other arguments."""
+def _check_every(args: argparse.Namespace, span: Span) -> None:
+    """Raise ConfigError if ``--every`` is missing, has too many intervals, or does not go with other arguments."""
     if args.every is None:
         if args.price is not None:
             raise ConfigError("--price needs --every: only then costs are written")
@@ -110,6 +113,12 @@ def _check_every(args: argparse.Namespace) -> None:
         raise ConfigError("--every writes CSV; omit --format json")
     if args.scope == "part":
         raise ConfigError("--every writes devices and whole servers: use --scope device, node or all")
+    count = span.duration_s / _EVERY_S[args.every]
+    if count > MOST_INTERVALS:
+        raise ConfigError(
+            f"--every {args.every}: about {count:.0f} intervals since --start {args.start}, and at most "
+            f"{MOST_INTERVALS} are read: use a later --start or longer intervals"
+        )
 
 
 def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
@@ -216,9 +225,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--end {args.end} is not after --start {args.start}")
     if end_s > now_s + 1:
         raise ConfigError(f"--end {args.end} is {end_s - now_s:.0f} s in the future: the window has not ended")
-    _check_every(args)
-    source = _open_source(args, _source_options(args))
     span = Span(start_s, end_s)
+    _check_every(args, span)
+    source = _open_source(args, _source_options(args))
     if args.workload is not None:
         return energy_workloads.run(args, source, span)
     if args.every is not None:

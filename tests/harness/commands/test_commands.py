@@ -163,6 +163,7 @@ def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[st
         (["energy", "--start", "-10m", "--recording=REC", "--sensor=gpu*"], "no sensor matches --sensor gpu*"),
         (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no sensor has samples"),
         (["energy", "--start", "1000", "--end=2000", "--recording=REC", "--every=1h"], "no sensor that matches"),
+        (["energy", "--start=0", "--recording=none", "--every=1h"], "intervals since --start 0, and at most 100000"),
         (["energy", "--start=-10m", "--recording=REC", "--price=1"], "--price needs --every"),
         (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--format=json"], "--every writes CSV"),
         (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--scope=part"], "--scope device, node or all"),
