@@ -193,7 +193,8 @@ def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:
     if args.run is None:
         raise ConfigError("'joulewatch runs push' needs a run; 'joulewatch runs' lists them")
     folder = find_run(args.run, args.output)
-    plan = read_run(folder).header.plan
+    header = read_run(folder).header
+    plan = header.plan
     if options is None:
         config = _text(plan, "prometheus_config")
         options = load_options(_text(plan, "prometheus"), Path(config) if config else None)
@@ -201,7 +202,7 @@ def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:
         raise ConfigError("'joulewatch runs push' needs --prometheus URL")
     gateway = args.pushgateway or (None if args.prometheus else _text(plan, "pushgateway"))
     report = push_run(folder, options, pushgateway_url=gateway, timeout_s=args.timeout)
-    _print_report(folder.name, options.url, report, args.format)
+    _print_report(header.run, options.url, report, args.format)
     return 0 if report.complete else 1
 
 

@@ -171,10 +171,14 @@ def test_push_prints_a_report_and_its_exit_code_shows_whether_all_windows_are_de
     assert json.loads(capsys.readouterr().out)["parked"] == [{"what": "window 1", "reason": "out of order"}]
     assert main([*words, "--prometheus=http://p", "--format=csv"]) == 1
     assert capsys.readouterr().out.splitlines()[1] == f"{RUN},http://p,3,1,1,1"
+    (output / RUN).rename(output / "baseline")
+    monkeypatch.chdir(output / "baseline")
+    assert main(["runs", "push", ".", "--prometheus=http://p"]) == 1
+    assert capsys.readouterr().out.startswith(f"{RUN}: 1 of 3 windows")
     # The Prometheus of the plan is the default.
     assert main(["runs", "push", "20261122", f"--output={output}"]) == 1
     assert [url for _, url, _ in asked][-1] == "http://planned:9090"
-    assert [gateway for _, _, gateway in asked] == [None, "http://g", None, None, None]
+    assert [gateway for _, _, gateway in asked] == [None, "http://g", None, None, None, None]
 
 
 @pytest.mark.parametrize(
