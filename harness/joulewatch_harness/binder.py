@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from joulewatch_exporter.yaml_limits import check_limits
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, JoulewatchError, RecordError
 from joulewatch_harness.names import unknown
 
@@ -159,7 +160,7 @@ def read_yaml(path: Path) -> object:
 
     try:
         # From a stream, because errors about a string quote it, and it may contain secrets.
-        return yaml.load(io.StringIO(path.read_text(encoding="utf-8")), Loader=Loader)
+        return yaml.load(io.StringIO(files.read_text(path)), Loader=Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -18,6 +18,8 @@ from joulewatch_exporter.sampling.saved import FORMAT, SavedState
 
 LOCK_S: Final = 30.0
 """Longest wait for another call; the first answer of a BMC takes seconds."""
+_MOST_BYTES: Final = 1 << 28
+"""Longest state file that is read: a million quantities."""
 _LOCK_PAUSE_S: Final = 0.05
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 """Of the kernel whose monotonic clock this process reads, so not below ``--path.procfs``."""
@@ -70,7 +72,7 @@ def load(path: Path) -> SavedState | None:
     """
     where = f"--state {path}"
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(strict.read_bytes(path, _MOST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import math
 import types
 import typing
@@ -78,12 +79,21 @@ def read_file(path: Path) -> bytes:
         ConfigError: The file cannot be read, or is longer than `MOST_BYTES`.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        return read_bytes(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path}: cannot be read: longer than {MOST_BYTES >> 20} MiB")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the contents of a file.
+
+    Raises:
+        OSError: The file cannot be read, or is longer than ``most`` bytes.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"longer than {most >> 20} MiB")
     return data
 
 

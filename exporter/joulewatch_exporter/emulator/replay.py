@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from joulewatch_exporter.config.strict import read_bytes
 from joulewatch_exporter.errors import ConfigError
+
+_MOST_BYTES: Final = 1 << 28
+"""Longest recording: a day of samples at 100 Hz."""
 
 
 def with_points(value: Any, source: str, folder: Path, where: str = "") -> Any:
@@ -39,10 +44,10 @@ def with_points(value: Any, source: str, folder: Path, where: str = "") -> Any:
 def _read(path: Path, where: str) -> list[list[float]]:
     """Read a CSV file with the columns time_s and watts; the time of its first row becomes 0."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        text = read_bytes(path, _MOST_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{where}: {path}: {error}") from error
+        raise ConfigError(f"{where}: {path}: {getattr(error, 'strerror', None) or error}") from error
     if not rows or not {"time_s", "watts"} <= set(rows[0]):
         raise ConfigError(f"{where}: {path}: must have the columns time_s and watts, and at least one row")
     points = []

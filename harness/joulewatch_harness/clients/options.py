@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from joulewatch_harness import files
 from joulewatch_harness.binder import Limits, Word, bind, read_yaml
 from joulewatch_harness.errors import ConfigError, one_line
 
@@ -266,7 +267,7 @@ def read_secret(path: Path, key: str) -> str:
         ConfigError: the file cannot be read, or does not contain exactly one line.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = files.read_text(path).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {path} cannot be read: {_os_text(error)}") from None
     if not text or "\n" in text:

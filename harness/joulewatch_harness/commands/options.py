@@ -9,11 +9,9 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, RecordError, StorageError
-
-LARGEST_JSON_BYTES: Final = 1 << 28
 
 
 def add_format_argument(parser: argparse._ActionsContainer, *more: str) -> None:
@@ -95,9 +93,7 @@ def read_json(path: Path) -> object:
         RecordError: It cannot be read, is too large, or is not JSON.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise RecordError(f"{path}: too large for a result (more than {LARGEST_JSON_BYTES >> 20} MiB)")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(files.read_text(path, files.MOST_DATA_BYTES))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.prediction.cards import Card, Fact
 from joulewatch_harness.prediction.predict import Interval, Prediction
@@ -294,7 +295,7 @@ def _covered(rest: Fact) -> str:
 def _read(path: Path) -> Mapping[str, Any]:
     """Return a JSON object; empty if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

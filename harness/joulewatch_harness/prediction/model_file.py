@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from joulewatch_harness import __version__
+from joulewatch_harness import __version__, files
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.features import FEATURES, Features
 from joulewatch_harness.prediction.fit import (
@@ -32,7 +32,6 @@ FORMAT: Final = "joulewatch prediction model"
 VERSION: Final = 1
 """Raised when the features, the fit or the file change so that another joulewatch would predict something else."""
 _ERRORS: Final = ("network", "network_scale", "family", "family_scale")
-LARGEST_BYTES: Final = 1 << 28
 LARGEST_LOG: Final = 100.0
 """Errors and their scales are smaller: exp(100) is 10^43."""
 _MEAN_POWER: Final = "mean_power_watts"
@@ -121,9 +120,7 @@ def read_fit(path: Path) -> Fit:
         ConfigError: It cannot be read, is not a model file, or has another version.
     """
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ConfigError(f"{path}: too large for a model file (more than {LARGEST_BYTES >> 20} MiB)")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(files.read_text(path, files.MOST_DATA_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

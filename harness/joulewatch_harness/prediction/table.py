@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.prediction.features import FEATURES, Features, canonical, family_of
@@ -113,8 +115,9 @@ def read_csv(path: Path) -> dict[int, dict[str, str]]:
         ConfigError: It cannot be read, has no rows, or a row has more or fewer cells than the header.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            every = {number: [cell.strip() for cell in cells] for number, cells in enumerate(csv.reader(file), 1)}
+        text = files.read_bytes(path, files.MOST_DATA_BYTES).decode("utf-8-sig")
+        lines = csv.reader(io.StringIO(text, newline=""))
+        every = {number: [cell.strip() for cell in cells] for number, cells in enumerate(lines, 1)}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8: byte {error.object[error.start]:#x} at {error.start}") from error
     except (OSError, csv.Error) as error:

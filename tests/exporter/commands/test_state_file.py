@@ -67,6 +67,14 @@ def test_a_file_that_cannot_be_used_is_one_line_and_stays_as_it_is(tmp_path: Pat
     assert path.read_text() == text
 
 
+def test_a_file_without_end_is_one_line(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "_MOST_BYTES", 1 << 20)
+    path = endless / "state.json"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match=f"^--state {path}: longer than 1 MiB$"):
+        state_file.load(path)
+
+
 def test_a_folder_that_is_missing_and_a_file_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"), state_file.locked(tmp_path / "none" / "state"):
         pass

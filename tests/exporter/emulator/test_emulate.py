@@ -13,6 +13,7 @@ import pytest
 from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
+from joulewatch_exporter.emulator import replay
 from joulewatch_exporter.emulator.main import builtin_names, run
 from joulewatch_exporter.emulator.scenario import Scenario, load, parse
 from joulewatch_exporter.emulator.signals import Points
@@ -435,6 +436,14 @@ def test_an_invalid_replay_is_named_by_its_file(tmp_path: Path, text: str | None
     zone = {"zone": "intel-rapl:0", "name": "x", "key": "a/b", "signal": {"kind": "replay", "file": "trace.csv"}}
     with pytest.raises(ConfigError, match=r"trace\.csv"):
         parse({"name": "x", "zones": [zone]}, where="t", folder=tmp_path)
+
+
+def test_a_replay_without_end_is_one_line(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_MOST_BYTES", 1 << 20)
+    (endless / "trace.csv").symlink_to("/dev/zero")
+    zone = {"zone": "intel-rapl:0", "name": "x", "key": "a/b", "signal": {"kind": "replay", "file": "trace.csv"}}
+    with pytest.raises(ConfigError, match=r"trace\.csv: longer than 1 MiB$"):
+        parse({"name": "x", "zones": [zone]}, where="t", folder=endless)
 
 
 def test_a_run_writes_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from joulewatch_exporter.config.strict import build, check_keys, mapping, read_yaml
+from joulewatch_exporter.config.strict import build, check_keys, mapping, read_bytes, read_yaml
 from joulewatch_exporter.errors import ConfigError, SensorDeniedError
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def read_secret(path: Path) -> str:
     """
     try:
         # Read at each login, so that a rotated password is used from the next login on.
-        secret = path.read_text("utf-8").strip("\r\n")
+        secret = read_bytes(path).decode().strip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not valid UTF-8"
         raise SensorDeniedError(f"{path}: password file: {reason}") from None

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from joulewatch_harness import files
 from joulewatch_harness.analysis.sources.jls import JLS, is_jls, read_jls
 from joulewatch_harness.analysis.sources.power_log import (
     LogFormat,
@@ -234,7 +235,10 @@ def _energy_bin(path: Path, unit: str) -> PowerLog:
     One byte 0xF1, the samples per second, and the energy of each sample; all numbers are little-endian 32-bit floats.
     Times begin at 0: the file has none.
     """
-    content = path.read_bytes()
+    try:
+        content = files.read_bytes(path, files.MOST_LOG_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not content or content[0] != _ENERGY_BIN_VERSION:
         raise ConfigError(f"{path}: is not an energy.bin: the first byte is not 0x{_ENERGY_BIN_VERSION:X}")
     if (len(content) - _ENERGY_BIN.size) % 4 or len(content) < _ENERGY_BIN.size + 4:

@@ -21,6 +21,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_harness import files
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
@@ -152,7 +153,7 @@ def read_text(path: Path) -> str:
         ConfigError: It cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_text(path, files.MOST_LOG_BYTES, encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.finn.options import Options
 
@@ -145,7 +146,7 @@ _DRIVER_FILES: Final = ("driver_base.py", "settings.json")
 
 def _settings(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     settings = content.get("driver_information") if isinstance(content, dict) else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.shared.http import ServerOptions
@@ -73,7 +74,7 @@ def _prompts(prompt: str | None, path: Path | None) -> tuple[str, ...]:
 
 def _prompts_of_file(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(f"prompt_file: {path} cannot be read: {reason}") from error

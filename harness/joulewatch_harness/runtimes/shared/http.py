@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+from joulewatch_harness import files
 from joulewatch_harness.binder import Limits
 from joulewatch_harness.clients.bounded import BoundedResponse, TooLongError, TooSlowError
 from joulewatch_harness.clients.options import HttpOptions, without_secrets
@@ -367,7 +368,7 @@ def _reason(error: Exception, timeout_s: float, closed: str) -> str:
 def _headers(path: Path) -> dict[str, str]:
     """Return the headers of a file; an error contains the number of the line, never its text."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(f"headers_file: {path} cannot be read: {reason}") from None

@@ -166,6 +166,13 @@ def test_an_invalid_password_file_is_named_and_not_shown(tmp_path: Path, written
     assert raised.value.__cause__ is None
 
 
+def test_a_password_file_without_end_is_named(endless: Path) -> None:
+    path = endless / "pw"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(SensorDeniedError, match=r"password file: longer than 16 MiB$"):
+        read_secret(path)
+
+
 def test_a_rotated_password_is_used_at_the_next_login(tmp_path: Path) -> None:
     path = tmp_path / "pw"
     path.write_text("old\n")
