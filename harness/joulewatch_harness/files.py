@@ -1,4 +1,4 @@
-"""Read a whole file that a user named, up to a limit: a device such as /dev/zero has no end."""
+"""Read a whole file up to a limit, because a device such as /dev/zero has no end; the error of a failed write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import io
 from pathlib import Path
 from typing import Final
+
+from joulewatch_harness.errors import ConfigError, JoulewatchError, StorageError
 
 MOST_BYTES: Final = 16 << 20
 """Longest file that people write, such as a plan."""
@@ -36,3 +38,9 @@ def read_text(path: Path, most: int = MOST_BYTES, *, encoding: str = "utf-8") ->
         UnicodeDecodeError: It is not text.
     """
     return io.TextIOWrapper(io.BytesIO(read_bytes(path, most)), encoding).read()
+
+
+def write_error(text: str, error: OSError, other: type[JoulewatchError] = ConfigError) -> JoulewatchError:
+    """Return the error of a file that cannot be written: `StorageError` if the disk is full, else ``other``."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (StorageError if is_full else other)(text)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from joulewatch_harness import files
 from joulewatch_harness.binder import bind_record
 from joulewatch_harness.errors import RecordError
 from joulewatch_harness.records import encode
@@ -73,7 +74,7 @@ def write_trace(trace: Trace, path: Path) -> None:
     try:
         path.write_text(json.dumps(encode(trace), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise RecordError(f"trace {path}: {error.strerror or error}") from error
+        raise files.write_error(f"trace {path}: {error.strerror or error}", error, RecordError) from error
 
 
 def read_trace(path: Path) -> Trace:

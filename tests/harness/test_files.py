@@ -1,7 +1,8 @@
-"""Files that users name and that never end, such as /dev/zero: each command prints one line and exits with 2."""
+"""Files without end, such as /dev/zero, are one line and exit code 2; a full disk is one line and exit code 1."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from joulewatch_harness import files
 from joulewatch_harness.cli import main
 from joulewatch_harness.commands.options import read_json
-from joulewatch_harness.errors import RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, StorageError
+from joulewatch_harness.traces import Operator, Trace, write_trace
 
 _WINDOWS = "time,power\n2026-11-28T10:00:00Z,5\n2026-11-28T10:00:01Z,5\n"
 
@@ -63,3 +65,19 @@ def test_a_result_without_end_is_refused(endless: Path) -> None:
     (endless / "result.json").symlink_to("/dev/zero")
     with pytest.raises(RecordError, match=r"result\.json: cannot be read: longer than 1 MiB$"):
         read_json(endless / "result.json")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=["disk", "quota"])
+def test_a_full_disk_is_a_failure_and_other_errors_are_those_of_the_caller(code: int) -> None:
+    assert type(files.write_error("full", OSError(code, "full"))) is StorageError
+    assert type(files.write_error("denied", OSError(errno.EACCES, "denied"))) is ConfigError
+    assert type(files.write_error("denied", OSError(errno.EACCES, "denied"), RecordError)) is RecordError
+    assert (StorageError.exit_code, ConfigError.exit_code) == (1, 2)
+
+
+def test_a_trace_on_a_full_disk_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").symlink_to("/dev/full")
+    operators = (Operator(name="a", op="Conv", time_ns=1, calls=1),)
+    trace = Trace(runtime="r", source="s", batch_size=1, batches=1, time_ns=1, operators=operators)
+    with pytest.raises(StorageError, match=r"trace\.json: No space left"):
+        write_trace(trace, tmp_path / "trace.json")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -30,7 +31,7 @@ from joulewatch_exporter.emulator.signals import CpuLoad, UtilisationMeter
 from joulewatch_exporter.emulator.tree import EXPORTER_FILE, Tree, remove
 from joulewatch_exporter.emulator.truth import SCENARIO_FILE, TRACE_FILE
 from joulewatch_exporter.emulator.workloads import WorkloadLoad, WorkloadMeter, find_top, link_top, workload_joules
-from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.errors import ConfigError, ExporterError
 from joulewatch_exporter.model import EMULATION_MARKER
 
 logger = logging.getLogger(__name__)
@@ -234,6 +235,11 @@ def _read_clocks() -> tuple[float, int]:
     return unix_s, monotonic_ns
 
 
+def _write_error(directory: Path, error: OSError) -> ExporterError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (ExporterError if is_full else ConfigError)(f"{directory}: cannot be written: {error}")
+
+
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Prepare the directory and lock it; a directory that no emulator has used is only taken if it is empty."""
@@ -248,7 +254,7 @@ def _locked(directory: Path) -> Iterator[None]:
         lock_path = directory / ".lock"
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
+        raise _write_error(directory, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,7 +271,7 @@ def _locked(directory: Path) -> Iterator[None]:
                 for path in scratch.glob("value-*"):
                     path.unlink()
     except OSError as error:
-        raise ConfigError(f"{directory}: cannot be written: {error}") from error
+        raise _write_error(directory, error) from error
     finally:
         os.close(descriptor)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 part.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise ConfigError(f"{args.output}: cannot be written: {error.strerror or error}") from error
+            text = f"{args.output}: cannot be written: {error.strerror or error}"
+            raise files.write_error(text, error) from error
     print(f"wrote {count} samples to {args.output}", file=sys.stderr)  # noqa: T201
     return 0

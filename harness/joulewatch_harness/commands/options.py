@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joulewatch_harness import files
-from joulewatch_harness.errors import ConfigError, RecordError, StorageError
+from joulewatch_harness.errors import ConfigError, RecordError
 
 
 def add_format_argument(parser: argparse._ActionsContainer, *more: str) -> None:
@@ -82,8 +82,7 @@ def write_file(flag: str, path: Path, content: str | bytes) -> None:
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (StorageError if full else ConfigError)(f"{flag} {path}: cannot be written: {error.strerror}") from error
+        raise files.write_error(f"{flag} {path}: cannot be written: {error.strerror}", error) from error
 
 
 def read_json(path: Path) -> object:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness import files
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
@@ -170,9 +170,10 @@ def cached(label: str, precision: str, version: int, build: Callable[[Path], Non
             build(built)
             built.replace(path)
     except OSError as error:
-        raise ConfigError(
+        raise files.write_error(
             f"the model cache {folder} cannot be written ({error.strerror or error}): "
-            "set XDG_CACHE_HOME to a folder that can"
+            "set XDG_CACHE_HOME to a folder that can",
+            error,
         ) from error
     return path
 

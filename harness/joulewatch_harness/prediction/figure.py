@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.analysis.reports.figure_parts import PALETTE, check_figure_path, wrapped
 from joulewatch_harness.analysis.results.numbers import prefix_for
-from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.predict import Interval, Prediction
 from joulewatch_harness.prediction.report import PREDICTED
 
@@ -41,7 +41,7 @@ def write_figure(predictions: Sequence[Prediction], path: Path) -> None:
         try:
             make_figure(predictions).savefig(path, dpi=_DPI)
         except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+            raise files.write_error(f"--figure {path}: cannot be written: {error.strerror}", error) from error
 
 
 def make_figure(predictions: Sequence[Prediction]) -> Any:

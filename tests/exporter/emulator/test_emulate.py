@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from joulewatch_exporter.cli import main
 from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
@@ -444,6 +446,20 @@ def test_a_replay_without_end_is_one_line(endless: Path, monkeypatch: pytest.Mon
     zone = {"zone": "intel-rapl:0", "name": "x", "key": "a/b", "signal": {"kind": "replay", "file": "trace.csv"}}
     with pytest.raises(ConfigError, match=r"trace\.csv: longer than 1 MiB$"):
         parse({"name": "x", "zones": [zone]}, where="t", folder=endless)
+
+
+@pytest.mark.parametrize(("code", "status"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EROFS, 2)])
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: int, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("joulewatch_exporter.emulator.main._put", fail)
+    folder = tmp_path / "machine"
+    assert main(["emulate", "intel-all-zones", str(folder)]) == status
+    assert f"{folder}: cannot be written: " in (err := capsys.readouterr().err)
+    assert os.strerror(code) in err and err.count("\n") == 1
 
 
 def test_a_run_writes_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

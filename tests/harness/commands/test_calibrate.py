@@ -48,6 +48,16 @@ def test_a_file_a_figure_and_a_table(
     assert "ipmi bmc total against WT310: gain 1.0" in drawn and "calibrated − reference, W" in drawn
 
 
+def test_a_figure_on_a_full_disk_is_one_line(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "residuals.png"
+    figure.symlink_to("/dev/full")
+    assert main([*words, f"--figure={figure}"]) == 1
+    err = capsys.readouterr().err
+    assert err.endswith(f"--figure {figure}: cannot be written: No space left on device\n")
+
+
 def test_csv_and_json(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--format=csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

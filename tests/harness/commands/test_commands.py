@@ -90,6 +90,13 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
     assert "degrees of freedom" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_figure_on_a_full_disk_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "figure.png"
+    figure.symlink_to("/dev/full")
+    assert main(["analyze", str(runs / RUN), f"--figure={figure}"]) == 1
+    assert capsys.readouterr().err == f"joulewatch: --figure {figure}: cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -23,6 +23,7 @@ from joulewatch_harness.cli import main
 from joulewatch_harness.commands.predict import prediction_samples
 from joulewatch_harness.delivery import results
 from joulewatch_harness.delivery.annotations import Sample
+from joulewatch_harness.errors import StorageError
 from joulewatch_harness.prediction.figure import make_figure, write_figure
 from joulewatch_harness.prediction.fit import fit_all
 from joulewatch_harness.prediction.predict import Interval, Prediction, Request, predict
@@ -78,6 +79,12 @@ def test_the_figure_has_dashed_lines_bands_and_a_warning(tmp_path: Path) -> None
         assert (heights.min(), heights.max()) == pytest.approx((middle / 2, middle * 2))
     assert len(make_figure([UNKNOWN]).axes) == 1
     assert not make_figure([UNKNOWN]).axes[0].collections
+
+
+def test_a_figure_on_a_full_disk_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "figure.png").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"figure\.png: cannot be written: No space left"):
+        write_figure([prediction()], tmp_path / "figure.png")
 
 
 def test_samples_have_metrics_of_their_own_and_the_method() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.analysis.calibration.fit import Fit
 from joulewatch_harness.analysis.reports.figure_parts import DPI, PALETTE, STYLE, check_figure_path, wrapped
-from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.gum import NORMAL_95
 
 _SIZE_INCHES: Final = (6.4, 5.0)
@@ -27,7 +27,7 @@ def write_figure(fit: Fit, path: Path) -> None:
         try:
             make_figure(fit).savefig(path, dpi=DPI)
         except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+            raise files.write_error(f"--figure {path}: cannot be written: {error.strerror}", error) from error
 
 
 def make_figure(fit: Fit) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.analysis.reports.table import wrap
 from joulewatch_harness.errors import ConfigError
 
@@ -52,6 +53,7 @@ def save_figure(figure: Any, path: Path, title: str, style: Mapping[str, Any] = 
 
     Raises:
         ConfigError: The file cannot be written.
+        StorageError: The disk is full.
     """
     import matplotlib as mpl
 
@@ -59,7 +61,7 @@ def save_figure(figure: Any, path: Path, title: str, style: Mapping[str, Any] = 
         try:
             figure.savefig(path, dpi=DPI, metadata={"Title": title})
         except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+            raise files.write_error(f"--figure {path}: cannot be written: {error.strerror}", error) from error
 
 
 def legend_labels(names: Sequence[str]) -> tuple[dict[str, str], int]:

@@ -23,7 +23,8 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness import files
+from joulewatch_harness.errors import NetworkError
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Child:
                 try:
                     copy = stack.enter_context(transcript.open("ab"))
                 except OSError as error:
-                    raise ConfigError(f"process: option transcript: {transcript}: {error.strerror or error}") from error
+                    text = f"process: option transcript: {transcript}: {error.strerror or error}"
+                    raise files.write_error(text, error) from error
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *words],
@@ -333,7 +335,7 @@ class Stderr:
             try:
                 self._file = path.open("ab+", buffering=0)
             except OSError as error:
-                raise ConfigError(f"process: option stderr: {path}: {error.strerror or error}") from error
+                raise files.write_error(f"process: option stderr: {path}: {error.strerror or error}", error) from error
         self._start = os.fstat(self._file.fileno()).st_size
 
     def fileno(self) -> int:

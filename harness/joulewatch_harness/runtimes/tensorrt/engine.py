@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.runtimes.tensorrt.device import Gpu
 from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made
@@ -122,9 +123,10 @@ class Cache:
                 Path(name).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise ConfigError(
+            raise files.write_error(
                 f"the engine cache {self.folder} cannot be written ({error.strerror or error}): set XDG_CACHE_HOME to "
-                "a folder that can be written, or set engine_cache=false and timing_cache=false"
+                "a folder that can be written, or set engine_cache=false and timing_cache=false",
+                error,
             ) from error
 
     def _machine(self) -> dict[str, str]:

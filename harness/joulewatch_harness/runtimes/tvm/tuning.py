@@ -32,6 +32,7 @@ from typing import IO, Any, Final
 import tvm
 from tvm.s_tir import meta_schedule
 
+from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.runtimes.tvm import vnni
 
@@ -211,9 +212,10 @@ def tune(folder: Path, module: Any, target: Any, request: Request, name: str) ->
             _search(folder, module, target, request, name)
             _note(folder, request, time.monotonic() - started_s)
     except OSError as error:
-        raise ConfigError(
+        raise files.write_error(
             f"the tuning database {folder} cannot be written ({error.strerror or error}): "
-            "set XDG_CACHE_HOME to a folder that can be written"
+            "set XDG_CACHE_HOME to a folder that can be written",
+            error,
         ) from error
 
 
