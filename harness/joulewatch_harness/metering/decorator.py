@@ -38,17 +38,25 @@ def measured(name: Any = "", /, *, inferences: int = 1, sync: str = "", meter: M
         inferences: Inferences in each call.
         sync: As for ``measure``.
         meter: The meter; default: that of ``measure``.
+
+    Raises:
+        TypeError: It is applied to a class or to something that cannot be called.
     """
-    if callable(name):
-        return _wrap(name, name.__qualname__, inferences, sync, meter)
+    if not isinstance(name, str):
+        return _wrap(name, "", inferences, sync, meter)
 
     def decorate(function: F) -> F:
-        return _wrap(function, name or function.__qualname__, inferences, sync, meter)
+        return _wrap(function, name, inferences, sync, meter)
 
     return decorate
 
 
 def _wrap(function: F, name: str, inferences: int, sync: str, meter: Meter | None) -> F:
+    if isinstance(function, type) or not callable(function):
+        kind = f"the class {function.__qualname__}" if isinstance(function, type) else f"{type(function).__name__!r}"
+        raise TypeError(f"joulewatch.measured: must be applied to a function or a method, not to {kind}")
+    name = name or getattr(function, "__qualname__", type(function).__qualname__)
+
     def window() -> Measurement:
         return (measure if meter is None else meter.measure)(name, inferences, sync=sync)
 

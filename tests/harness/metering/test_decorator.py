@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -116,3 +118,25 @@ def test_an_asynchronous_generator(meter: Meter) -> None:
     assert asyncio.run(read()) == [1, 2, 1, 2]
     assert seen == [None, "thrown"]
     assert names(meter) == [("tokens", 2, ()), ("tokens", 2, ("interrupted",))]
+
+
+class Model:
+    def __call__(self) -> int:
+        return 1
+
+
+def test_an_object_that_can_be_called_has_the_name_of_its_class(meter: Meter) -> None:
+    assert measured("", meter=meter)(Model())() == 1
+    assert names(meter) == [("Model", 1, ())]
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [(Model, "the class Model"), (5, "'int'"), (None, "'NoneType'"), (classmethod(len), "'classmethod'")],
+    ids=["class", "number", "none", "classmethod"],
+)
+def test_only_functions_are_measured(target: Any, text: str) -> None:
+    message = f"joulewatch.measured: must be applied to a function or a method, not to {text}"
+    for decorate in (measured, measured("name")):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            decorate(target)
