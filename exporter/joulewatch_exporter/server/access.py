@@ -14,14 +14,14 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_exporter.config.strict import read_file
-from joulewatch_exporter.config.web import RateLimit, WebConfig, is_open_on_purpose, load_web_config
+from joulewatch_exporter.config.web import RateLimit, TlsSettings, WebConfig, is_open_on_purpose, load_web_config
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.tls import server_context
 
@@ -38,7 +38,18 @@ CHECK_NICENESS: Final = 10
 a busy node might wait for seconds."""
 _CACHED: Final = 256
 _GUESSERS: Final = 1024
-_VERIFICATION: Final = ("RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "RequestClientCert", "NoClientCert")
+_VERIFICATION: Final = ("NoClientCert", "RequestClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert")
+_PROTECTION: Final[Mapping[str, Callable[[WebConfig], int]]] = {
+    "basic_auth_users": lambda web: bool(web.basic_auth_users),
+    "rate_limit": lambda web: web.rate_limit is not None and web.rate_limit.interval_s > 0,
+}
+"""Key of the web configuration -> its strength, which may not fall while the exporter runs. Nor may TLS be lost."""
+_TLS_PROTECTION: Final[Mapping[str, Callable[[TlsSettings], int]]] = {
+    "client_auth_type": lambda tls: _VERIFICATION.index(tls.client_auth_type),
+    "client_allowed_sans": lambda tls: bool(tls.client_allowed_sans),
+    "min_version": lambda tls: tls.min_version == "TLS13",  # TLS12 is used for lower ones
+}
+"""The same of ``tls_server_config``."""
 """How client certificates are verified, the strictest first."""
 
 
@@ -314,18 +325,16 @@ def _at_low_priority(check: Callable[[], bool]) -> bool:
 
 def _lost(before: WebConfig, after: WebConfig) -> list[str]:
     """Return what protects the exporter now and would not do so any longer."""
-    lost = []
-    if before.basic_auth_users and not after.basic_auth_users:
-        lost.append("basic_auth_users")
+    lost = [name for name, strength in _PROTECTION.items() if strength(after) < strength(before)]
     old, new = before.tls_server_config, after.tls_server_config
     if old is None:
         return lost
     if new is None:
         return [*lost, "tls_server_config"]
-    if _VERIFICATION.index(new.client_auth_type) > _VERIFICATION.index(old.client_auth_type):
-        lost.append(f"client_auth_type {old.client_auth_type}")
-    if old.client_allowed_sans and not new.client_allowed_sans:
-        lost.append("client_allowed_sans")
+    for name, strength_of_tls in _TLS_PROTECTION.items():
+        if strength_of_tls(new) < strength_of_tls(old):
+            value = getattr(old, name)
+            lost.append(f"{name} {value}" if isinstance(value, str) else name)
     return lost
 
 

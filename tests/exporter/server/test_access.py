@@ -130,6 +130,7 @@ def test_new_connections_of_a_guesser_wait(access: Access, monkeypatch: pytest.M
 
 
 TLS = "tls_server_config: {{cert: c, key: k{}}}\n"
+RATE = "rate_limit: {interval: 1s, burst: 1}"
 VERIFIED = ", client_ca: ca, client_auth_type: RequireAndVerifyClientCert"
 
 
@@ -147,6 +148,10 @@ VERIFIED = ", client_ca: ca, client_auth_type: RequireAndVerifyClientCert"
             "client_auth_type RequireAndVerifyClientCert",
         ),
         (TLS.format(VERIFIED + ", client_allowed_sans: [a]"), TLS.format(VERIFIED), "client_allowed_sans"),
+        (RATE, "http_server_config: {}", "rate_limit"),
+        (RATE, "rate_limit: {interval: 0}", "rate_limit"),
+        (TLS.format(", min_version: TLS13"), TLS.format(""), "min_version TLS13"),
+        (TLS.format(", min_version: TLS13"), TLS.format(", min_version: TLS11"), "min_version TLS13"),
     ],
 )
 def test_a_file_that_loses_protection_is_refused(
@@ -185,6 +190,10 @@ def test_users_may_change_and_protection_may_grow(tmp_path: Path, bcrypt: FakeBc
     assert set(access.web.basic_auth_users) == {"eve"}
     assert [access.is_within_rate() for _ in range(3)] == [True, False, False]
     assert access.refused["rate"] == 2
+    web_file(tmp_path, f"basic_auth_users: {{eve: {HASH}}}\nrate_limit: {{interval: 1ms, burst: 9}}")
+    os.utime(path, ns=(2, 2))
+    access.refresh()
+    assert access.web.rate_limit == RateLimit(interval="1ms", burst=9)
 
 
 def test_a_deleted_file_changes_nothing(access: Access, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
