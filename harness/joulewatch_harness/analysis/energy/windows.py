@@ -14,7 +14,7 @@ from joulewatch_harness.analysis.energy.from_edges import EdgeReadings, EdgeWind
 from joulewatch_harness.analysis.energy.from_history import Bounds, CounterEnergies, PlacedWindows
 from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.unseen import with_unseen
-from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
+from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy, check_restart
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of
 from joulewatch_harness.analysis.sources.known import known_sensors
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, labels_of
@@ -326,6 +326,11 @@ def _measure(
         problems.append(CoverageError("below_refresh", text))
         by_edges = by_history = None
     if by_edges is None and by_history is None:
+        try:
+            # Without both readings or samples around the window, neither method compares it with the restarts.
+            check_restart(data.restarts_s, float(places.windows.start_s[at]), float(places.windows.end_s[at]))
+        except CoverageError as error:
+            problems.append(error)
         reason, text = _why_not(sensor, problems, places.missing[at], health, readings, data.counter)
         return Measured(energy=None, reason=reason, text=text, health=health)
     if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:

@@ -477,6 +477,18 @@ def test_the_exporter_that_was_missing_at_an_edge_is_the_reason() -> None:
     assert (item.reason, item.text) == ("edge_missing", f"{NODE}/rapl/socket0/package: read at only one edge")
 
 
+def test_a_restart_explains_why_a_sensor_was_read_at_only_one_edge() -> None:
+    """After the start of an exporter, a slow sensor is missing until its first read."""
+    run = run_of(bare(0, 10.0, 12.0, edge(10.0, 0.0), edge(12.0, 1.0, of=FAR_PACKAGE)))
+    for started_s, reason in ((11.0, "exporter_restart"), (9.0, "edge_missing"), (12.5, "edge_missing")):
+        (item,) = measured(run, History(source="", starts={NODE: np.array([started_s])}))
+        assert (item.energy, item.reason) == (None, reason)
+    (item,) = measured(run, History(source="", starts={NODE: np.array([1.0, 11.0])}))
+    assert item.text.endswith(
+        "package: the exporter restarted at 11.000, inside the window, which set the counter to 0"
+    )
+
+
 RESTART, GAP = CoverageError("exporter_restart", "fell"), CoverageError("sample_gap", "gap")
 SAMPLES = Series(np.arange(3.0), np.arange(3.0))
 
