@@ -17,14 +17,14 @@ from joulewatch_exporter.threads import DeadlineThread
 
 T = TypeVar("T")
 
-PROBE_S: Final = 1.0
-"""Longest time to probe one device. A chip on a slow bus takes 0.1 s."""
+PROBE_S: Final = 1.5
+"""Longest time to probe one device. A chip on a slow bus takes 0.1 s, an FPGA card behind a mailbox longer."""
 ALL_S: Final = 5.0
 """Longest time for all devices that hang. Later ones get `LEAST_S`, so that the family is opened in time."""
 LEAST_S: Final = 0.1
 
-_HANGING: Final[dict[str, tuple[DeadlineThread, str]]] = {}
-"""Path of a device -> the thread that hangs, and the file that it reads."""
+_HANGING: Final[dict[tuple[str, str], tuple[DeadlineThread, str, str]]] = {}
+"""Family and path of a device -> the thread that hangs, the file that it reads, and the label of the device."""
 
 
 class Prober:
@@ -46,19 +46,20 @@ class Prober:
             label: Its label; empty: not known.
             function: Reads its files. It must not change anything that others see, because it may end much later.
         """
-        if path in _HANGING:
-            thread, file = _HANGING[path]
+        key = (self._collector, path)
+        if key in _HANGING:
+            thread, file, known_label = _HANGING[key]
             if thread.is_hanging:
-                self._report(path, label, file)
+                self._report(path, label or known_label, file)
                 return None
-            del _HANGING[path]
+            del _HANGING[key]
         started_s = time.monotonic()
         try:
             return self._thread.call(function, max(LEAST_S, min(PROBE_S, ALL_S - self._hung_s)))
         except SensorTimeoutError:
             self._hung_s += time.monotonic() - started_s
             file = path_read_by(self._thread.hung_thread) or path
-            _HANGING[path] = (self._thread, file)
+            _HANGING[key] = (self._thread, file, label)
             self._thread.close()
             self._thread = DeadlineThread(f"probe-{self._collector}")
             self._report(path, label, file)
