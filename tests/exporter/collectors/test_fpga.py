@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from joulewatch_exporter.collectors.base import probe
 from joulewatch_exporter.collectors.fpga import cards, ina226, xrt
 from joulewatch_exporter.collectors.fpga import collector as fpga
 from joulewatch_exporter.collectors.fpga.collector import FpgaCollector, FpgaOptions
@@ -28,9 +29,11 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Reading, Sensor, SensorInfo
+from joulewatch_exporter.sampling.family import Family
 from support.collectors import findings, texts
 from support.fpga import CARD, U55C, VBNV, chip, device_tree, function, monitor, xmc
 from support.sysfs import FakeSysfs, public_folder, unprivileged
+from support.waiting import wait_until
 
 USER, MGMT = f"{CARD}.1", f"{CARD}.0"
 
@@ -443,31 +446,70 @@ def test_another_backend_is_used_if_one_is_denied() -> None:
         assert denied.subject.endswith("xmc_power_ins")
 
 
-def test_a_hanging_card_does_not_delay_the_others(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its thread is given up, no second thread is started for it, and once it answers the family is reopened."""
-    monkeypatch.setattr(fpga, "_PROBE_TIMEOUT_S", 0.05)
+@pytest.mark.parametrize("file", ["xmc_power_ins", "xmc_12v_pex_vol", "../vendor", "../hwmon/hwmon7/name"])
+def test_a_hanging_card_does_not_delay_the_others(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Its thread is given up, no second thread is started for it, and it is found again once it answers."""
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
     first, _ = two_cards(sysfs)
-    hanging = Writer(sysfs.root).put_hanging(str(sysfs.sys / first / "xmc_power_ins"))
-    hung = collect(sysfs)
-    silent, alive = hung.sensors
-    assert (silent.device, silent.infos) == ("0000:3b:00", ())
-    for is_repeated in (False, True):
-        with pytest.raises(SensorTimeoutError, match="does not answer") as caught:
-            silent.read()
-        assert caught.value.is_repeated is is_repeated
-    assert watts(alive)["total"] == 30.0
-    assert len(collect(sysfs).sensors) == 2
-    (waiting,) = [thread for thread in threading.enumerate() if thread.name == "fpga-open-0000:3b:00"]
-    assert not hung.outdated
-    sysfs.write(first, xmc_power_ins=21_445_936)
+    chip(sysfs, "0000:3b:00.1", 7, "xilinx_u55c_user")
+    path = (sysfs.sys / first / file).resolve()
+    text = path.read_bytes()
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    family = Family(collect(sysfs))
+    scan = family.scan()
+    # Until its vendor is read, it is not known to be a card.
+    down = {} if path.name == "vendor" else {"0000:3b:00": "error"}
+    for _ in range(2):
+        assert dict(zip(scan.layout.devices, scan.states, strict=True)) == {"0000:d8:00": "ok", **down}
+        again = collect(sysfs)
+        (finding,) = findings(again, "broken")
+        named = finding.text.removesuffix(": the read hangs; its device is skipped until the read returns")
+        assert Path(named).resolve() == path
+        assert not again.outdated
+        family.replace(again)
+        scan = family.scan()
+    wait_until(lambda: [thread.name for thread in threading.enumerate()].count("probe-fpga") == 1)
+    path.unlink()
+    path.write_bytes(text)
     hanging.release()
     hanging.close()
-    waiting.join(10)
-    assert hung.outdated
-    again = collect(sysfs)
-    assert [watts(sensor)["total"] for sensor in again.sensors] == [21.445936, 30.0]
-    assert not again.outdated
-    hung.close()
+    wait_until(lambda: len(collect(sysfs).sensors) == 2)
+    family.close()
+
+
+def test_if_the_only_card_hangs_the_family_times_out_with_the_path(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    path = sysfs.sys / xmc(sysfs, USER, xmc_power_ins=21_445_936) / "xmc_power_ins"
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    with pytest.raises(SensorTimeoutError, match="xmc_power_ins: the read hangs") as caught:
+        collect(sysfs)
+    assert caught.value.devices == (CARD,)
+    path.unlink()
+    hanging.release()
+    hanging.close()
+
+
+@pytest.mark.parametrize(("file", "rail_hangs"), [("power1_input", True), ("name", False)])
+def test_a_chip_that_hangs_costs_the_board_only_if_it_is_a_rail(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, file: str, *, rail_hangs: bool
+) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    device_tree(sysfs, "xlnx,zynqmp-zcu104-revC xlnx,zynqmp-zcu104 xlnx,zynqmp", "ZynqMP ZCU104 RevC")
+    paths = [monitor(sysfs, 0, "ina226", 0x40, 12_000_000), monitor(sysfs, 1, "tmp102", 0x48, 1)]
+    xmc(sysfs, USER, xmc_power_ins=21_445_936)
+    path = sysfs.sys / paths[0 if rail_hangs else 1] / file
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    for _ in range(2):
+        collector = collect(sysfs)
+        assert [sensor.device for sensor in collector.sensors] == [CARD] if rail_hangs else [CARD, "board"]
+        (finding,) = findings(collector, "broken")
+        assert finding.text.startswith(f"{path}: the read hangs")
+        assert finding.device == ("board" if rail_hangs else "")
+    path.unlink()
+    hanging.release()
+    hanging.close()
 
 
 def test_a_programming_error_while_opening_is_raised(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,18 @@ exporter integrates it to joules.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.collectors.fpga import cards, ina226, xrt
 from joulewatch_exporter.collectors.fpga.common import (
@@ -28,9 +32,8 @@ from joulewatch_exporter.collectors.fpga.common import (
     skipped,
 )
 from joulewatch_exporter.collectors.fpga.ina226 import RailOption
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
-from joulewatch_exporter.model import Finding, Host, Reading, SensorInfo, Timing
-from joulewatch_exporter.threads import DeadlineThread
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
+from joulewatch_exporter.model import Finding, Host, Reading, Timing
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +41,6 @@ _POLL_S: Final = 1.0
 """The user function's driver queries the card this often; slower polling makes the integral less exact. The user
 function's driver writes one line to the kernel log per query. To avoid that, read the management function, or set
 ``poll_seconds: 5``; gaps above ``SensorInfo.max_gap_s`` (10 s) are not integrated."""
-
-_PROBE_TIMEOUT_S: Final = 1.5
-"""Opening a card that takes longer is abandoned, so that a mailbox without an answer does not delay other cards."""
-
-_HANGING: Final[dict[tuple[Path, str], DeadlineThread]] = {}
-"""Threads that hang while opening a card, by root of sysfs and card. A new attempt does not start another thread: one
-thread per attempt would leak."""
 
 _XILINX: Final = "0x10ee"
 _ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -108,28 +104,6 @@ class _Selection:
     findings: Sequence[Finding]
 
 
-class _SilentCard:
-    """A card that did not answer while it was opened: reported as down, and opened again once it answers."""
-
-    infos: tuple[SensorInfo, ...] = ()
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self._is_reported = False
-
-    def __str__(self) -> str:
-        return f"{self.device}: does not answer; probed again once it does"
-
-    def read(self) -> Sequence[Reading]:
-        """Raise `SensorTimeoutError`, always."""
-        error = SensorTimeoutError(str(self))
-        error.is_repeated, self._is_reported = self._is_reported, True
-        raise error
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""
-
-
 class FpgaCollector(OnDemandCollector):
     """All FPGA cards of the host, and the host itself if it is a board with monitored rails."""
 
@@ -138,12 +112,13 @@ class FpgaCollector(OnDemandCollector):
     Options: ClassVar[type] = FpgaOptions
 
     def __init__(
-        self, host: Host, sensors: Sequence[CardSensor], findings: Sequence[Finding], hanging: Sequence[DeadlineThread]
+        self, host: Host, sensors: Sequence[CardSensor], findings: Sequence[Finding], functions: Sequence[str]
     ) -> None:
         super().__init__(sensors, findings)
         self._host = host
-        self._hanging = tuple(hanging)
-        self._fingerprint = _fingerprint(host)
+        self._functions = tuple(functions)
+        """Directories of the PCI functions of the cards."""
+        self._fingerprint = _fingerprint(host, functions)
 
     @property
     def timing(self) -> Timing:
@@ -152,9 +127,8 @@ class FpgaCollector(OnDemandCollector):
 
     @property
     def outdated(self) -> bool:
-        """Whether a card appeared or was reset, or a card that did not answer while opening does now."""
-        has_answered = any(not thread.is_hanging for thread in self._hanging)
-        return has_answered or _fingerprint(self._host) != self._fingerprint
+        """Whether a card appeared or was reset."""
+        return _fingerprint(self._host, self._functions) != self._fingerprint
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -167,34 +141,36 @@ class FpgaCollector(OnDemandCollector):
         Raises:
             SensorAbsentError: There is no card that reports its power, and no board with known rails.
             SensorDeniedError: There is one, but it cannot be read.
+            SensorTimeoutError: There is one, but its read hangs.
         """
         assert isinstance(options, FpgaOptions)
         findings: list[Finding] = []
         sensors: list[CardSensor] = []
-        hanging: list[DeadlineThread] = []
-        by_card: dict[str, list[_Function]] = {}
-        for function in _functions(host):
-            by_card.setdefault(function.card, []).append(function)
-        for card, functions in by_card.items():
-            backends = _backends(card, functions, options, findings)
-            if not backends:
-                continue
-            selection = _probe(host, card, backends, hanging)
-            findings += selection.findings
-            if selection.sensor is not None:
-                sensors.append(selection.sensor)
-        board = ina226.open_board(host, options.rails, findings)
-        if board is not None:
-            sensors.append(board)
-        if not sensors:
-            raise _failure(host, findings)
-        return cls(host, sensors, findings, hanging)
+        with contextlib.closing(Prober(NAME, findings)) as prober:
+            functions = _functions(host, prober)
+            by_card: dict[str, list[_Function]] = {}
+            for function in functions:
+                by_card.setdefault(function.card, []).append(function)
+            for card, of_card in by_card.items():
+                path = of_card[0].path.rpartition(".")[0]
+                selection = prober.call(path, card, partial(_open_card, card, of_card, options))
+                if selection is not None:
+                    findings += selection.findings
+                    if selection.sensor is not None:
+                        sensors.append(selection.sensor)
+            board = ina226.open_board(host, prober, options.rails, findings)
+            if board is not None:
+                sensors.append(board)
+            if not sensors:
+                raise _failure(host, prober, findings)
+        return cls(host, sensors, findings, [function.path for function in functions])
 
 
-def _failure(host: Host, findings: Sequence[Finding]) -> SensorError:
+def _failure(host: Host, prober: Prober, findings: Sequence[Finding]) -> SensorError:
     denials = [finding for finding in findings if finding.status == "denied"]
     if denials:
         return SensorDeniedError(denials[0].text, devices=[finding.device for finding in denials])
+    prober.check()
     reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
     return SensorAbsentError(
         f"{host.sysfs}/bus/pci/devices: no FPGA card whose driver (XRT: xocl or xclmgmt; AMI: ami) reports its power, "
@@ -205,13 +181,18 @@ def _failure(host: Host, findings: Sequence[Finding]) -> SensorError:
 # -- finding cards ---------------------------------------------------------------------------------
 
 
-def _functions(host: Host) -> list[_Function]:
+def _functions(host: Host, prober: Prober) -> list[_Function]:
     """Return the PCI functions that may belong to cards, ordered by address."""
     root = f"{host.sysfs}/bus/pci/devices"
-    try:
-        addresses = [name for name in list_names(root) if _ADDRESS.fullmatch(name)]
-    except SensorError:
-        return []
+    functions: list[_Function] = []
+    addresses = [name for name in _names(root) if _ADDRESS.fullmatch(name)]
+    # One call per bus: a card in a slot has its own, and a call per device costs too much with hundreds of devices.
+    for bus, of_bus in groupby(addresses, lambda address: address.rpartition(":")[0]):
+        functions += prober.call(f"{root}/{bus}", "", partial(_functions_of, root, list(of_bus))) or []
+    return functions
+
+
+def _functions_of(root: str, addresses: Sequence[str]) -> list[_Function]:
     functions = []
     for address in addresses:
         path = f"{root}/{address}"
@@ -232,9 +213,12 @@ def _names(path: str) -> list[str]:
         return []
 
 
-def _fingerprint(host: Host) -> tuple[object, ...]:
-    """Return what changes after a hot plug, a reset, or the loading of a driver."""
-    return (*_functions(host), tuple(_names(f"{host.sysfs}/class/hwmon")))
+def _fingerprint(host: Host, functions: Sequence[str]) -> tuple[object, ...]:
+    """Return what changes after a hot plug, a reset, or the loading of a driver; no file is read, as it might hang."""
+    folders = [f"{host.sysfs}/bus/pci/devices", f"{host.sysfs}/class/hwmon"]
+    for path in functions:
+        folders += [path, f"{path}/hwmon"]
+    return tuple(tuple(_names(folder)) for folder in folders)
 
 
 def _backends(
@@ -329,27 +313,12 @@ def _kind(text: str) -> FunctionKind:
 # -- selecting a backend --------------------------------------------------------------------------------------
 
 
-def _probe(host: Host, card: str, backends: Sequence[_Backend], hanging: list[DeadlineThread]) -> _Selection:
-    """Select a card's backend, but give up if the card hangs."""
-
-    def discard(selection: _Selection) -> None:
-        if selection.sensor is not None:
-            selection.sensor.close()
-
-    key = (host.sysfs, card)
-    thread = _HANGING.pop(key, None) or DeadlineThread(f"fpga-open-{card}")
-    try:
-        selection = thread.call(lambda: _select(card, backends), _PROBE_TIMEOUT_S, discard)
-    except SensorTimeoutError:
-        _HANGING[key] = thread
-        hanging.append(thread)
-        silent = _SilentCard(card)
-        return _Selection(silent, (skipped(backends[0].path, str(silent)),))
-    except Exception:
-        thread.close()
-        raise
-    thread.close()
-    return selection
+def _open_card(card: str, functions: Sequence[_Function], options: FpgaOptions) -> _Selection:
+    """Read a card once with each of its backends, until one returns a value."""
+    findings: list[Finding] = []
+    backends = _backends(card, functions, options, findings)
+    selection = _select(card, backends)
+    return _Selection(selection.sensor, [*findings, *selection.findings])
 
 
 def _select(card: str, backends: Sequence[_Backend]) -> _Selection:

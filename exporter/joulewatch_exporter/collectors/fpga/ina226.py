@@ -16,10 +16,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.fpga.common import (
     MAX_POWER_WATTS,
@@ -190,30 +192,34 @@ def board_model(host: Host) -> str:
     return _device_tree(host, "model").strip("\0")
 
 
-def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Finding]) -> BoardSensor | None:
+def open_board(
+    host: Host, prober: Prober, rails: Mapping[str, RailOption], findings: list[Finding]
+) -> BoardSensor | None:
     """Open the monitors of this board.
 
     Args:
         host: Where the device tree and the chips are.
+        prober: Reads the files of the board and of each chip.
         rails: The user's map from chip, label or I2C device to rail; replaces the built-in map.
         findings: Receives the findings.
 
     Returns:
         The board, or None: no map, no monitor, or a rail of the total that cannot be read.
     """
-    board = next((board for board in _BOARDS if _is_board(host, board)), None)
+    board = prober.call(f"{host.procfs}/device-tree", "", partial(_known_board, host))
     known = {_normal(name): rail for name, rail in rails.items()}
     if not known and board is not None:
         known = {name: RailOption(rail) for name, rail in board.rails.items()}
     if not known:
         return None
-    model = board_model(host)
+    model = prober.call(f"{host.procfs}/device-tree", "", partial(board_model, host)) or ""
     monitors: dict[str, _Monitor] = {}
-    for directory, names in _chips(host):
+    for directory, names in _chips(host, prober):
         rail = next((known[name] for name in names if name in known), None)
         if rail is None:
             continue
-        monitor = _monitor(directory, rail, findings)
+        monitor, more = prober.call(directory, DEVICE, partial(_monitor, directory, rail)) or (None, [])
+        findings += more
         if monitor is None:
             if rail.in_total:
                 findings.append(
@@ -248,19 +254,19 @@ def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Findi
     return sensor
 
 
-def _monitor(directory: str, rail: RailOption, findings: list[Finding]) -> _Monitor | None:
+def _monitor(directory: str, rail: RailOption) -> tuple[_Monitor | None, list[Finding]]:
+    """Return the monitor of a chip, or None and the reason."""
     path = f"{directory}/power1_input"
     try:
         microwatts = read_int(path)
     except SensorDeniedError as error:
-        findings.append(denied(error, DEVICE))
-        return None
+        return None, [denied(error, DEVICE)]
     except SensorError:
-        return _Monitor(path, rail) if Path(path).exists() else None
+        return (_Monitor(path, rail) if Path(path).exists() else None), []
     if _is_in_milliwatts(directory, microwatts):
-        findings.append(skipped(path, "value in milliwatts: this iio-hwmon driver does not convert to microwatts yet"))
-        return None
-    return _Monitor(path, rail)
+        text = "value in milliwatts: this iio-hwmon driver does not convert to microwatts yet"
+        return None, [skipped(path, text)]
+    return _Monitor(path, rail), []
 
 
 def _is_in_milliwatts(directory: str, power: int) -> bool:
@@ -275,25 +281,26 @@ def _is_in_milliwatts(directory: str, power: int) -> bool:
     return power > 0 and 300 < microwatts / power < 3000
 
 
-def _chips(host: Host) -> list[tuple[str, list[str]]]:
+def _chips(host: Host, prober: Prober) -> list[tuple[str, list[str]]]:
     """Return the real path of each hwmon chip and all names by which a map can refer to it."""
     root = f"{host.sysfs}/class/hwmon"
     try:
         entries = list_names(root)
     except SensorError:
         return []
-    chips = []
-    for entry in entries:
-        directory = str(Path(f"{root}/{entry}").resolve())
-        device = str(Path(f"{directory}/device").resolve())
-        labels = [
-            read_text_or(f"{directory}/label", ""),
-            read_text_or(f"{device}/of_node/label", ""),
-            read_text_or(f"{directory}/name", ""),
-            device.rpartition("/")[2],
-        ]
-        chips.append((directory, [_normal(label.strip("\0")) for label in labels if label]))
-    return sorted(chips)
+    directories = sorted(str(Path(f"{root}/{entry}").resolve()) for entry in entries)
+    return [(directory, prober.call(directory, "", partial(_chip_names, directory)) or []) for directory in directories]
+
+
+def _chip_names(directory: str) -> list[str]:
+    device = str(Path(f"{directory}/device").resolve())
+    labels = [
+        read_text_or(f"{directory}/label", ""),
+        read_text_or(f"{device}/of_node/label", ""),
+        read_text_or(f"{directory}/name", ""),
+        device.rpartition("/")[2],
+    ]
+    return [_normal(label.strip("\0")) for label in labels if label]
 
 
 def _normal(name: str) -> str:
@@ -302,9 +309,11 @@ def _normal(name: str) -> str:
     return name if re.fullmatch(r"\d+-[0-9a-f]{4}", name) else name.replace("-", "_")
 
 
-def _is_board(host: Host, board: _Board) -> bool:
+def _known_board(host: Host) -> _Board | None:
     names = _device_tree(host, "compatible").split("\0")
-    return any(name == board.compatible or name.startswith(f"{board.compatible}-") for name in names)
+    return next(
+        (board for board in _BOARDS if any(f"{name}-".startswith(f"{board.compatible}-") for name in names)), None
+    )
 
 
 def _device_tree(host: Host, name: str) -> str:
