@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base import probe
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.emulator.files import Writer
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError, SensorTimeoutError
 from support.collectors import findings, infos, joules
 from support.sysfs import EPYC, XEON, FakeSysfs, public_folder, unprivileged
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -341,3 +344,41 @@ def test_closing_twice_is_safe(sysfs: FakeSysfs) -> None:
     collector = collect(sysfs.rapl_zone("0", name="package-0"))
     collector.close()
     collector.close()
+
+
+@pytest.mark.parametrize("name", ["name", "energy_uj", "max_energy_range_uj", "constraint_0_max_power_uw"])
+def test_a_zone_that_hangs_costs_no_other(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    sysfs.rapl_zone("0", name="package-0").rapl_zone("1", name="package-1").rapl_zone("1:0", name="dram")
+    path = sysfs.sys / "class/powercap/intel-rapl:0" / name
+    path = path.parent.resolve() / name
+    text = path.read_bytes() if path.exists() else b"1000000"
+    path.touch()
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    for _ in range(2):
+        collector = collect(sysfs)
+        assert set(infos(collector)) == {"socket1/package", "socket1/dram"}
+        (finding,) = findings(collector, "broken")
+        assert f"intel-rapl:0/{name}: the read hangs" in finding.text
+        assert finding.device == ("" if name == "name" else "socket0")
+        assert not collector.outdated
+    path.unlink()
+    path.write_bytes(text)
+    hanging.release()
+    hanging.close()
+    wait_until(lambda: len(infos(collect(sysfs))) == 3)
+
+
+def test_if_the_only_zone_hangs_the_family_times_out_with_the_path(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    sysfs.rapl_zone("0", name="package-0")
+    path = (sysfs.sys / "class/powercap/intel-rapl:0").resolve() / "energy_uj"
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    with pytest.raises(SensorTimeoutError, match="energy_uj: the read hangs") as caught:
+        collect(sysfs)
+    assert caught.value.devices == ("socket0",)
+    path.unlink()
+    hanging.release()
+    hanging.close()

@@ -10,12 +10,14 @@ Single cores are a special case: powercap does not have them, AMD and Hygon coun
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import read_text_or
 from joulewatch_exporter.collectors.rapl import msr, perf, powercap
 from joulewatch_exporter.collectors.rapl.backend import (
@@ -111,6 +113,7 @@ class RaplCollector(OnDemandCollector):
         Raises:
             SensorAbsentError: No backend has a counter.
             SensorDeniedError: There are counters, but none can be read.
+            SensorTimeoutError: There are counters, but their reads hang.
         """
         assert isinstance(options, RaplOptions)
         fingerprint = _fingerprint(host)
@@ -120,13 +123,16 @@ class RaplCollector(OnDemandCollector):
         cores = _wants_cores(machine, options, findings)
         listings: dict[BackendName, Listing] = {}
         errors: dict[BackendName, SensorError] = {}
-        for backend in backends:
-            try:
-                listings[backend] = _probe(backend, machine, options, cores=cores, findings=findings)
-            except SensorError as error:
-                errors[backend] = error
-        selection = _Selection(findings, cores_required=options.per_core is True, is_virtual=machine.is_virtual)
-        selection.open_all([offer for listing in listings.values() for offer in listing.offers])
+        with contextlib.closing(Prober(cls.name, findings)) as prober:
+            for backend in backends:
+                try:
+                    listings[backend] = _probe(backend, machine, prober, options, cores=cores, findings=findings)
+                except SensorError as error:
+                    errors[backend] = error
+            selection = _Selection(
+                prober, findings, cores_required=options.per_core is True, is_virtual=machine.is_virtual
+            )
+            selection.open_all([offer for listing in listings.values() for offer in listing.offers])
         if not selection.sensors:
             raise selection.failure(errors, backends)
         selection.report_unused(listings)
@@ -136,10 +142,16 @@ class RaplCollector(OnDemandCollector):
 
 
 def _probe(
-    backend: BackendName, machine: Machine, options: RaplOptions, *, cores: bool, findings: list[Finding]
+    backend: BackendName,
+    machine: Machine,
+    prober: Prober,
+    options: RaplOptions,
+    *,
+    cores: bool,
+    findings: list[Finding],
 ) -> Listing:
     if backend == "powercap":
-        return powercap.probe(machine, parts=options.parts, findings=findings)
+        return powercap.probe(machine, prober, parts=options.parts, findings=findings)
     if backend == "perf":
         return perf.probe(machine, parts=options.parts, cores=cores, findings=findings)
     return msr.probe(machine, parts=options.parts, cores=cores)
@@ -173,10 +185,11 @@ def _wants_cores(machine: Machine, options: RaplOptions, findings: list[Finding]
 class _Selection:
     """Opens one offer per quantity and records why the others are not used."""
 
-    def __init__(self, findings: list[Finding], *, cores_required: bool, is_virtual: bool) -> None:
+    def __init__(self, prober: Prober, findings: list[Finding], *, cores_required: bool, is_virtual: bool) -> None:
         self.sensors: list[RaplSensor | CoresSensor] = []
         self.has_cores = False
         """Whether single cores are read, or a finding explains why not."""
+        self._prober = prober
         self._findings = findings
         self._cores_required = cores_required
         self._is_virtual = is_virtual
@@ -218,7 +231,14 @@ class _Selection:
                     self._findings.append(skipped(offer.subject, text))
                 continue
             try:
-                sensor, text = offer.open()
+                # perf shares its open events, so a call that ends late must not open one; msr reads the CPU's registers.
+                if offer.backend == "powercap":
+                    sensor_and_text = self._prober.call(offer.path, offer.device, offer.open)
+                else:
+                    sensor_and_text = offer.open()
+                if sensor_and_text is None:
+                    continue  # the read hangs
+                sensor, text = sensor_and_text
                 if self._is_virtual and not offer.is_cores:
                     self._check_counts(offer, sensor)
             except SensorDeniedError as error:
@@ -319,6 +339,7 @@ class _Selection:
                 texts.append(f"{denials[0]}{more}")
         if texts:
             return SensorDeniedError("; or with another backend: ".join(texts), devices=devices)
+        self._prober.check()
         reasons = [*map(str, errors.values()), *(f"{finding.subject}: {finding.text}" for finding in self._findings)]
         reasons += [str(error) for error in self._missing if not any(str(error) in reason for reason in reasons)]
         text = "; ".join(reasons)

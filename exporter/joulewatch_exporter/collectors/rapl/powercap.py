@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import (
     HeldInt,
     denied_cure,
@@ -88,11 +89,12 @@ def zone_names(host: Host) -> tuple[str, ...]:
         return ()
 
 
-def probe(machine: Machine, *, parts: bool, findings: list[Finding]) -> Listing:
+def probe(machine: Machine, prober: Prober, *, parts: bool, findings: list[Finding]) -> Listing:
     """List the counters of this backend; of several zones with the same counter, the preferred zone comes first.
 
     Args:
         machine: The CPUs.
+        prober: Reads the name of each zone.
         parts: Whether to include ``core`` and ``uncore``.
         findings: Receives one finding per excluded zone.
 
@@ -100,7 +102,7 @@ def probe(machine: Machine, *, parts: bool, findings: list[Finding]) -> Listing:
         SensorAbsentError: There is no powercap class, or no RAPL zone in it.
         SensorDeniedError: The class cannot be listed.
     """
-    root, zones = _find_zones(machine.host, findings)
+    root, zones = _find_zones(machine.host, prober, findings)
     if not zones:
         raise SensorAbsentError(
             f"{root}: no RAPL zone (virtual machine, or the kernel module intel_rapl_msr is not loaded)"
@@ -173,7 +175,7 @@ def _masked(host: Host, paths: Mapping[str, str]) -> SensorDeniedError | None:
     )
 
 
-def _find_zones(host: Host, findings: list[Finding]) -> tuple[str, list[_Zone]]:
+def _find_zones(host: Host, prober: Prober, findings: list[Finding]) -> tuple[str, list[_Zone]]:
     """Return the folder of the zones, and the zones of the known control types, preferred zones first."""
     root, paths = _zone_paths(host)
     if (masked := _masked(host, paths)) is not None:
@@ -188,12 +190,14 @@ def _find_zones(host: Host, findings: list[Finding]) -> tuple[str, list[_Zone]]:
             unknown.add(control)
             continue
         try:
-            name = read_text(f"{path}/name")
+            name = prober.call(f"{path}/name", "", partial(read_text, f"{path}/name"))
         except SensorError as error:
             findings.append(
                 Finding(status="broken", collector="rapl", subject=path, text=f"zone without a readable name: {error}")
             )
             continue
+        if name is None:
+            continue  # the read hangs
         indices = tuple(int(index, 16) for index in match["indices"][1:].split(":"))
         paths_and_names[control, indices] = (path, name)
     findings.extend(
