@@ -39,6 +39,7 @@ a busy node might wait for seconds."""
 _CACHED: Final = 256
 _GUESSERS: Final = 1024
 _VERIFICATION: Final = ("NoClientCert", "RequestClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert")
+"""How client certificates are verified, the strictest last."""
 _PROTECTION: Final[Mapping[str, Callable[[WebConfig], int]]] = {
     "basic_auth_users": lambda web: bool(web.basic_auth_users),
     "rate_limit": lambda web: web.rate_limit is not None and web.rate_limit.interval_s > 0,
@@ -50,7 +51,6 @@ _TLS_PROTECTION: Final[Mapping[str, Callable[[TlsSettings], int]]] = {
     "min_version": lambda tls: tls.min_version == "TLS13",  # TLS12 is used for lower ones
 }
 """The same of ``tls_server_config``."""
-"""How client certificates are verified, the strictest first."""
 
 
 class Verdict(enum.Enum):

@@ -231,7 +231,7 @@ class _Selection:
                     self._findings.append(skipped(offer.subject, text))
                 continue
             try:
-                # perf shares its open events, so a call that ends late must not open one; msr reads the CPU's registers.
+                # perf shares its open events, so a call that ends late must not open one; msr reads registers.
                 if offer.backend == "powercap":
                     sensor_and_text = self._prober.call(offer.path, offer.device, offer.open)
                 else:
