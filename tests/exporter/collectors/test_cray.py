@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base import probe
 from joulewatch_exporter.collectors.cray import collector as cray
 from joulewatch_exporter.collectors.cray.collector import CrayCollector, CrayOptions, CraySensor
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.emulator.files import Writer
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError, SensorTimeoutError
 from joulewatch_exporter.sampling.family import Family
 from support.collectors import findings
 from support.sysfs import FakeSysfs, public_folder, unprivileged
+from support.waiting import wait_until
 
 FOLDER = "cray/pm_counters"
 
@@ -254,6 +257,26 @@ def test_denied_files() -> None:
         with unprivileged(), pytest.raises(SensorDeniedError, match="chmod a") as caught:
             collect(sysfs)
         assert caught.value.devices == ("node",)
+
+
+@pytest.mark.parametrize("name", ["energy", "accel0_power"])
+def test_a_file_that_hangs_is_named_and_the_node_is_down(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.05)
+    path = sysfs.sys / FOLDER / name
+    text = path.read_bytes()
+    hanging = Writer(sysfs.root).put_hanging(str(path))
+    for _ in range(2):
+        with pytest.raises(SensorTimeoutError, match=f"{path}: the read hangs") as caught:
+            collect(sysfs)
+        assert caught.value.devices == ("node",)
+    path.unlink()
+    path.write_bytes(text)
+    hanging.release()
+    hanging.close()
+    wait_until(lambda: not probe._HANGING["cray", str(path.parent)][0].is_hanging)
+    assert values(only(collect(sysfs)))
 
 
 def test_timing_and_closing(sysfs: FakeSysfs) -> None:

@@ -14,14 +14,17 @@ of the files on GH200 nodes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
+from joulewatch_exporter.collectors.base.probe import Prober
 from joulewatch_exporter.collectors.base.sysfs import denied_cure, list_names, read_text, read_text_or
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
@@ -208,6 +211,7 @@ class CrayCollector(OnDemandCollector):
         Raises:
             SensorAbsentError: The folder is missing, or has neither power nor energy of the node.
             SensorDeniedError: The files cannot be read.
+            SensorTimeoutError: A read hangs.
         """
         assert isinstance(options, CrayOptions)
         directory = f"{host.sysfs}/cray/pm_counters"
@@ -226,17 +230,32 @@ class CrayCollector(OnDemandCollector):
         channels = [_Channel("", "energy" in kinds[""], "power" in kinds[""])]
         findings: list[Finding] = []
         parts = [_Channel(part, "energy" in kinds[part], "power" in kinds[part]) for part in sorted(kinds) if part]
-        if options.parts:
-            channels += [part for part in parts if not _is_denied(directory, part, findings)]
-        sensor = CraySensor(directory, channels)
-        try:
-            sensor.read()
-        except SensorDeniedError as error:
-            raise SensorDeniedError(str(error), devices=[DEVICE]) from error
-        except SensorError as error:
-            findings.append(Finding(status="broken", collector=NAME, subject=directory, text=str(error)))
+        with contextlib.closing(Prober(NAME, findings)) as prober:
+            opened = prober.call(
+                directory, DEVICE, partial(_open_sensor, directory, channels, parts if options.parts else [])
+            )
+            prober.check()
+        assert opened is not None
+        sensor, more = opened
+        findings += more
         findings += [_found(info) for info in sensor.infos]
         return cls([sensor], findings)
+
+
+def _open_sensor(
+    directory: str, channels: Sequence[_Channel], parts: Sequence[_Channel]
+) -> tuple[CraySensor, list[Finding]]:
+    """Return the sensor of the node and of its readable parts, read once."""
+    findings: list[Finding] = []
+    readable = [part for part in parts if not _is_denied(directory, part, findings)]
+    sensor = CraySensor(directory, [*channels, *readable])
+    try:
+        sensor.read()
+    except SensorDeniedError as error:
+        raise SensorDeniedError(str(error), devices=[DEVICE]) from error
+    except SensorError as error:
+        findings.append(Finding(status="broken", collector=NAME, subject=directory, text=str(error)))
+    return sensor, findings
 
 
 def _is_denied(directory: str, channel: _Channel, findings: list[Finding]) -> bool:
