@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
+_LONGEST_WORD: Final = 100
 CUTOFF: Final = 0.5
 """Similarity from which a word is suggested (``difflib``: 1 is equal)."""
 _WITHOUT_VALUE: Final = re.compile(r"argument (--\S+): expected one argument$")
@@ -122,5 +123,5 @@ def number(*, gt: float = -math.inf, ge: float = -math.inf, le: float = math.inf
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean X?`` for the known word nearest to ``word``, or nothing if none is near."""
     names = {name.lower(): name for name in sorted(known)}
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=CUTOFF)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD].lower(), names, n=1, cutoff=CUTOFF)
     return f"; did you mean {names[near[0]]}?" if near else ""

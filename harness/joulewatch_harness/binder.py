@@ -27,7 +27,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from joulewatch_exporter.yaml_limits import check_limits
 from joulewatch_harness import files
-from joulewatch_harness.errors import ConfigError, JoulewatchError, RecordError
+from joulewatch_harness.errors import LONGEST_VALUE, ConfigError, JoulewatchError, RecordError, cut, one_line, shown
 from joulewatch_harness.names import unknown
 
 T = TypeVar("T")
@@ -149,7 +149,7 @@ def read_yaml(path: Path) -> object:
             seen = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                    raise yaml.MarkedYAMLError(None, None, f"the key {shown(key.value)} is given twice", key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
             return super().construct_mapping(node, deep=deep)
 
@@ -168,11 +168,11 @@ def read_yaml(path: Path) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: {error.problem}") from error
+        raise ConfigError(f"{path}{place}: {cut(str(error.problem), _LONGEST_ERROR)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: is not valid YAML: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: is not valid YAML: {one_line(str(error))}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,8 @@ class _Context:
 
 _Reader = Callable[[Any, _Context], Any]
 _HIDDEN: Final = object()
+_LONGEST_ERROR: Final = 2000
+"""The longest is a list of all networks; checks of classes may quote a value of any length."""
 
 
 class _InvalidError(Exception):
@@ -203,14 +205,13 @@ class _InvalidError(Exception):
 
 
 def _printable(key: str) -> str:
-    return key if key.isprintable() else repr(key)
+    return cut(key if key.isprintable() else repr(key), LONGEST_VALUE)
 
 
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(value)
 
 
 def _bind(hint: Any, data: object, source: str, context: _Context, error_class: type[JoulewatchError]) -> Any:
@@ -218,7 +219,7 @@ def _bind(hint: Any, data: object, source: str, context: _Context, error_class: 
         return _reader(hint)(data, context)
     except _InvalidError as error:
         noun = "option " if error.path and context.noun == "option" else ""
-        raise error_class(f"{source}: {noun}{error}") from error.__cause__
+        raise error_class(f"{source}: {noun}{cut(str(error), _LONGEST_ERROR)}") from error.__cause__
 
 
 def _read_at(place: str, read: _Reader, value: Any, context: _Context, *, hide: bool = False) -> Any:

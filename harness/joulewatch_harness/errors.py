@@ -101,6 +101,8 @@ class CoverageError(JoulewatchError):
 
 
 LONGEST_TEXT: Final = 300
+LONGEST_VALUE: Final = 60
+"""Longest value of a file or a user in an error."""
 
 
 def one_line(text: str) -> str:
@@ -108,6 +110,16 @@ def one_line(text: str) -> str:
     words = " ".join(text[: 4 * LONGEST_TEXT].split())
     printable = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)
     return printable[:LONGEST_TEXT]
+
+
+def shown(value: object) -> str:
+    """Return a value of a user or a file for an error: without control characters, and cut."""
+    return cut(repr(value), LONGEST_VALUE)
+
+
+def cut(text: str, longest: int) -> str:
+    """Return the beginning of a text, and ``...`` if it is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 _INSTALLED: Final = tuple(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from joulewatch_exporter.arguments import suggestion
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, cut, shown
+
+_LONGEST_LIST: Final = 2000
+"""The names may be those of a file, such as the columns of a log."""
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
     """Return a text such as ``unknown runtime 'onxruntime'; did you mean onnxruntime? (known: ...)``."""
-    names = sorted(valid)
-    return f"unknown {kind} {name!r}{suggestion(name, names)} (known: {', '.join(names) or 'none'})"
+    names = sorted(name if name.isprintable() else repr(name) for name in valid)
+    known = cut(", ".join(names), _LONGEST_LIST) or "none"
+    return f"unknown {kind} {shown(given)}{suggestion(given, names)} (known: {known})"
 
 
 def refuse_unknown(source: str, kind: str, names: Iterable[str], valid: Iterable[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from joulewatch_harness.records import ExporterRecord, SensorRecord
+from joulewatch_harness.errors import RecordError
+from joulewatch_harness.records import ExporterRecord, SensorRecord, decode_line
 from support.runs import header
 
 OWN = {"host": "laptop", "cpu": {"model": "Intel Core i7", "sockets": 1}}
@@ -61,3 +62,23 @@ def test_the_text_of_a_rebuilt_run_stays() -> None:
     assert rebuilt.hardware == "2x AMD"
     unknown = header(exporters=(exporter("a:1", "node1"),), sensors=SERVER, provenance={})
     assert unknown.hardware == "", "without a host, nothing is known about the exporter's machine"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"type": "x" * 5_000_000},
+        {"type": ["x"] * 1_000_000},
+        {"type": "\x1b[2J"},
+        {"type": "configuration", "x" * 5_000_000: 1},
+        {"type": "end", "finished_at_s": "x" * 5_000_000},
+        {"type": "window", "flags": {"\x1b[2J" * 1_000_000: 1}},
+    ],
+    ids=["type", "list", "escape", "field", "value", "mapping"],
+)
+def test_an_error_of_a_line_is_short_and_printable(line: dict[str, object]) -> None:
+    with pytest.raises(RecordError) as caught:
+        decode_line(line, "journal.jsonl:2")
+    assert str(caught.value).startswith("journal.jsonl:2: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

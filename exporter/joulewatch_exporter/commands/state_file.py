@@ -82,9 +82,9 @@ def load(path: Path) -> SavedState | None:
     if not isinstance(data, dict) or "joulewatch_state" not in data:
         raise ConfigError(f"{where}: not a state file of joulewatch-exporter; choose another path, or remove the file")
     if data["joulewatch_state"] != FORMAT:
+        given = repr(data["joulewatch_state"])[:60]
         raise ConfigError(
-            f"{where}: has format {data['joulewatch_state']!r}, and this version reads {FORMAT}; remove the file, and "
-            "counters start at 0"
+            f"{where}: has format {given}, and this version reads {FORMAT}; remove the file, and counters start at 0"
         )
     try:
         return strict.build(SavedState, data, where)

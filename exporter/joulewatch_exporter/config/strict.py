@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from joulewatch_exporter.arguments import suggestion
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.text import printable
 from joulewatch_exporter.yaml_limits import check_limits
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ Converters: TypeAlias = Mapping[Any, Converter]
 MOST_BYTES: Final = 16 << 20
 """Longest configuration file: the targets of ten thousand BMCs have 1 MiB. A device such as /dev/zero has no end."""
 
+_LONGEST_ERROR: Final = 1000
+"""Checks of classes may quote a value of any length."""
 _NO_CONVERTERS: Final[Converters] = {}
 
 
@@ -50,7 +53,7 @@ def _loader() -> type[Any]:
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node)
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} is given twice", key_node.start_mark
+                        None, None, f"the key {_shown(key)} is given twice", key_node.start_mark
                     )
                 seen.add(key)
             return super().construct_mapping(node, deep=deep)
@@ -110,7 +113,8 @@ def parse_yaml(text: str | bytes, source: str) -> object:
     except RecursionError as error:
         raise ConfigError(f"{source}: is not valid YAML: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from error
+        text = _cut(" ".join(str(error).split()), _LONGEST_ERROR)
+        raise ConfigError(f"{source}: is not valid YAML: {text}") from error
     return {} if data is None else data
 
 
@@ -145,7 +149,7 @@ def build(cls: type[T], data: object, source: str, where: str = "", converters: 
     except ValueError as error:
         raise ConfigError(f"{source}: {_below(where, str(error))}") from error
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {_cut(str(error), _LONGEST_ERROR)}") from error
 
 
 def mapping(data: object, source: str, where: str) -> Mapping[str, object]:
@@ -154,7 +158,7 @@ def mapping(data: object, source: str, where: str) -> Mapping[str, object]:
         raise ConfigError(f"{_place(source, where)}: must be a mapping of keys to values, not {_shown(data)}")
     for key in data:
         if not isinstance(key, str):
-            raise ConfigError(f"{_place(source, where)}: the key {key!r} must be a string")
+            raise ConfigError(f"{_place(source, where)}: the key {_shown(key)} must be a string")
     return data
 
 
@@ -162,7 +166,7 @@ def check_keys(section: Mapping[str, object], valid: Sequence[str], source: str,
     """Raise `ConfigError` for the first key that is not valid; the message names the nearest valid key."""
     for key in section:
         if key not in valid:
-            raise ConfigError(f"{source}: unknown key {_below(where, key)}; {nearest(key, valid)}")
+            raise ConfigError(f"{source}: unknown key {_below(where, _cut(key))}; {nearest(key, valid)}")
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
@@ -177,14 +181,18 @@ def _place(source: str, where: str) -> str:
 
 
 def _below(where: str, key: str) -> str:
+    key = _cut(printable(key), _LONGEST_ERROR)
     return f"{where}.{key}" if where else key
 
 
 def _shown(value: object) -> str:
     if isinstance(value, datetime.date):
         return f"{value} without quotes"  # YAML has made a date of it
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _cut(repr(value))
+
+
+def _cut(text: str, longest: int = 60) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 class _MismatchError(Exception):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness import files
-from joulewatch_harness.errors import ConfigError, PredictionRefusedError
+from joulewatch_harness.errors import LONGEST_VALUE, ConfigError, PredictionRefusedError, cut, shown
 from joulewatch_harness.prediction.cards import Card, Fact
 from joulewatch_harness.prediction.predict import Interval, Prediction
 from joulewatch_harness.prediction.table import read_csv
@@ -111,7 +111,7 @@ def _design_of_row(line: Mapping[str, str], where: str) -> Design:
         try:
             return _positive(float(line[name]), f"{where}: {name}")
         except ValueError as error:
-            raise ConfigError(f"{where}: {name} must be a number, got {line[name]!r}") from error
+            raise ConfigError(f"{where}: {name} must be a number, got {shown(line[name])}") from error
 
     return Design(
         network=line["network"],
@@ -312,7 +312,7 @@ def _numbers(path: Path) -> dict[str, float]:
         if isinstance(value, Mapping) and len(value) == 1:
             (value,) = value.values()
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ConfigError(f"{path}: {name} must be a number >= 0, got {value!r}")
+            raise ConfigError(f"{path}: {cut(name, LONGEST_VALUE)} must be a number >= 0, got {shown(value)}")
         if name != "total":
             numbers[name] = float(value)
     return numbers
@@ -321,7 +321,7 @@ def _numbers(path: Path) -> dict[str, float]:
 def _number(content: Any, key: str, path: Path, least: float | None = None) -> float:
     value = content.get(key) if isinstance(content, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{path}: {key} must be a number, got {value!r}")
+        raise ConfigError(f"{path}: {key} must be a number, got {shown(value)}")
     return float(value) if value == least else _positive(float(value), f"{path}: {key}")
 
 

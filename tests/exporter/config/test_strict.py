@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from joulewatch_exporter.config.config import ExporterSettings
 from joulewatch_exporter.config.strict import build, convert, nearest, parse_yaml, read_yaml
 from joulewatch_exporter.errors import ConfigError
 from support.hostile_yaml import HOSTILE_YAML
@@ -103,3 +104,21 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str, problem: str) -> No
 def test_a_file_without_end_is_refused() -> None:
     with pytest.raises(ConfigError, match="/dev/zero: cannot be read: longer than 16 MiB"):
         read_yaml(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x" * 5_000_000: 1},
+        {"\x1b[2J" * 100: 1},
+        {"listen": ["x"] * 1_000_000},
+        {"listen": "x" * 5_000_000},
+    ],
+    ids=["key", "escape", "value", "checked"],
+)
+def test_an_error_is_short_and_printable(data: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(ExporterSettings, data, "file.yaml")
+    assert str(caught.value).startswith("file.yaml: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1100

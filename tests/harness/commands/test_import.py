@@ -274,3 +274,22 @@ def test_power_over_many_hours_is_integrated_over_all_samples(
     words = [f"--recording={out}", f"--start={T0}", f"--end={T0 + 3 * 3600}"]
     (row,) = json_of(capsys, "energy", *words)["sensors"]
     assert row["energy"]["joules"] == pytest.approx(101 * 3 * 3600, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,power\n1795860000,{}\n",
+        "time,power\n{},1\n",
+        "time,{}\n1795860000,1\n",
+        "time,\x1b[2J\n1795860000,1\n",
+        "time,power\n1795860000,1\n1795860000{},2\n".replace("{}", "." + "0" * 100_000),
+    ],
+    ids=["value", "time", "column", "escape", "order"],
+)
+def test_a_long_value_is_cut_in_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(text.replace("{}", "x" * 100_000))
+    assert main(["import", str(log), "--power=power", f"--out={tmp_path / 'a.sqlite'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 2300 and line.isprintable()

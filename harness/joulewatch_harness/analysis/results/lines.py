@@ -10,7 +10,7 @@ from typing import Any, Final
 from joulewatch_harness.analysis.results.model import TOTAL, Estimate
 from joulewatch_harness.analysis.results.phases import has_other_phases, outside_execution
 from joulewatch_harness.analysis.results.stored_results import GROSS, Run, Side, measures
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, shown
 
 MEASURED: Final = frozenset({"counter", "integrated"})
 READS_PREDICTIONS: Final = 1
@@ -191,10 +191,9 @@ def predicted_lines(document: Any, where: str) -> list[Line]:
     """
     if not isinstance(document, Mapping) or "predictions" not in document:
         raise RecordError(f"{where}: not predictions; 'joulewatch predict NETWORK --format json' writes them")
-    if document.get("schema_version") != READS_PREDICTIONS:
-        raise RecordError(
-            f"{where}: schema_version is {document.get('schema_version')!r}; this joulewatch reads {READS_PREDICTIONS}"
-        )
+    version = document.get("schema_version")
+    if version != READS_PREDICTIONS:
+        raise RecordError(f"{where}: schema_version is {shown(version)}; this joulewatch reads {READS_PREDICTIONS}")
     try:
         rows: dict[str, list[Mapping[str, Any]]] = {}
         for row in document["predictions"]:

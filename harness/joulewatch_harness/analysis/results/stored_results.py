@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.analysis.sources.series import is_loopback
-from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.errors import ConfigError, RecordError, shown
 from joulewatch_harness.gum import COVERAGE, mean, standard_error
 from joulewatch_harness.plan.network_names import short_names
 from joulewatch_harness.plan.target import repeats_coverage
@@ -118,7 +118,7 @@ def read_document(document: Any, where: str) -> Run:
         raise RecordError(f"{where}: not the result of a run; 'joulewatch analyze RUN --format json' writes one")
     if document["schema_version"] != READS_SCHEMA:
         raise RecordError(
-            f"{where}: schema_version is {document['schema_version']!r}; this joulewatch reads {READS_SCHEMA}"
+            f"{where}: schema_version is {shown(document['schema_version'])}; this joulewatch reads {READS_SCHEMA}"
         )
     try:
         configurations = [group["configuration"] for group in document["results"]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_harness.analysis.sources.power_log import LogFormat, column_of, csv_table, read_text, time_parser
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, shown
 
 LOADGEN_NAME: Final = "mlperf_log_detail.txt"
 _LOADGEN_MARK: Final = ":::MLLOG"
@@ -43,7 +43,7 @@ def read_windows(path: Path, timezone: str) -> tuple[list[NamedWindow], bool]:
         raise ConfigError(f"{path}: has no window")
     for window in windows:
         if window.end_s <= window.start_s:
-            raise ConfigError(f"{path}: the window {window.name!r} does not end after its start")
+            raise ConfigError(f"{path}: the window {shown(window.name)} does not end after its start")
     return windows, is_loadgen
 
 
@@ -60,7 +60,7 @@ def _csv(path: Path, text: str, parse: Callable[[str], float]) -> Iterator[Named
             raise ConfigError(f"{path}: line {line}: {error}") from None
         count = row[inferences_at].strip() if inferences_at is not None else "1"
         if not count.isdecimal() or not int(count):
-            raise ConfigError(f"{path}: line {line}: {count!r} is not a number of inferences")
+            raise ConfigError(f"{path}: line {line}: {shown(count)} is not a number of inferences")
         name = row[name_at].strip()
         if not name:
             raise ConfigError(f"{path}: line {line}: the window has no name")

@@ -23,7 +23,7 @@ import numpy as np
 
 from joulewatch_harness import files
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, shown
 from joulewatch_harness.names import unknown
 
 POWER_UNITS: Final = {"W": 1.0, "mW": 1e-3, "kW": 1e3, "uW": 1e-6}
@@ -190,7 +190,7 @@ def logs_of_rows(
             if text.lower() in _MISSING:
                 continue
             hint = f"; {_POINT}" if "," in text else ""
-            raise ConfigError(f"{path}: line {line}: {text!r} is not a number{hint}")
+            raise ConfigError(f"{path}: line {line}: {shown(text)} is not a number{hint}")
         try:
             time_s = parse(time_text)
         except ValueError as error:
@@ -201,12 +201,12 @@ def logs_of_rows(
         elif time_s <= kept.times_s[-1]:
             hint = "; record fewer rows, or fractions of a second" if time_s == kept.times_s[-1] else ""
             raise ConfigError(
-                f"{path}: line {line}: the time {time_text!r} is not later than that of the row before{hint}"
+                f"{path}: line {line}: the time {shown(time_text)} is not later than that of the row before{hint}"
             )
         elif form.energy and not increments and value < kept.values[-1]:
-            raise ConfigError(f"{path}: line {line}: the energy falls to {text}: the meter was reset")
+            raise ConfigError(f"{path}: line {line}: the energy falls to {text[:20]}: the meter was reset")
         if increments and value < 0:
-            raise ConfigError(f"{path}: line {line}: the energy {text} is negative")
+            raise ConfigError(f"{path}: line {line}: the energy {text[:20]} is negative")
         kept.times_s.append(time_s)
         kept.values.append(value)
         if len(kept.values) <= _ROWS_FOR_DIGITS:
@@ -339,23 +339,23 @@ def time_parser(form: LogFormat) -> Callable[[str], float]:
             pass
         else:
             if not 0 <= number < _LATEST_S:
-                raise ValueError(f"the time {text!r} is not in Unix seconds (are they milliseconds?)")
+                raise ValueError(f"the time {shown(text)} is not in Unix seconds (are they milliseconds?)")
             return number
         try:
             when = datetime.datetime.fromisoformat(text)
         except ValueError:
             raise ValueError(
-                f"{text!r} is not a time; use Unix seconds or ISO 8601, such as 2026-11-28T10:00:00Z"
+                f"{shown(text)} is not a time; use Unix seconds or ISO 8601, such as 2026-11-28T10:00:00Z"
             ) from None
         if when.tzinfo is None:
             if zone is None:
-                raise ValueError(f"the time {text!r} has no time zone; give the log's with --timezone")
+                raise ValueError(f"the time {shown(text)} has no time zone; give the log's with --timezone")
             local_s = (when - _EPOCH).total_seconds()
             offset_s = offset_of(local_s // 60)
             if offset_s is None:
                 raise ValueError(
-                    f"the time {text!r} exists twice, or not at all, in the zone {form.timezone}, because the clocks "
-                    "change; give its offset with --timezone, such as +01:00"
+                    f"the time {shown(text)} exists twice, or not at all, in the zone {form.timezone}, because the "
+                    "clocks change; give its offset with --timezone, such as +01:00"
                 )
             return local_s - offset_s
         return when.timestamp()
