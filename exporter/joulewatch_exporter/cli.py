@@ -22,7 +22,7 @@ from joulewatch_exporter.attribution.sources import all_sources
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families, experimental_note
 from joulewatch_exporter.commands.once import once
-from joulewatch_exporter.commands.serve import allow_many_files, serve
+from joulewatch_exporter.commands.serve import allow_many_files, serve, use_few_arenas
 from joulewatch_exporter.config.config import Config, ExporterSettings, load_config
 from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, ExporterError
 from joulewatch_exporter.logs import set_up_logging
@@ -70,6 +70,7 @@ def _main(argv: Sequence[str] | None, families: Sequence[type[Collector]] | None
 
             return check(families, host, config, sources=sources, as_json=args.format == "json")
         allow_many_files()
+        use_few_arenas()
         if args.once:
             return once(families, host, config, args.state, sources)
         return serve(families, host, config, sources=sources, exit_on_stdin_close=args.exit_on_stdin_close)

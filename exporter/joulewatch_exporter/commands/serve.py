@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -47,6 +48,21 @@ def allow_many_files() -> None:
         except (OSError, ValueError):
             # A service manager may forbid it. Then its own LimitNOFILE applies, and few machines need more.
             return
+
+
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
+
+
+def use_few_arenas() -> None:
+    """Let all threads share two arenas of malloc.
+
+    By default glibc has eight for each core. Threads of connections come and go, so all of them get fragmented: 10 MiB
+    with 300 connections on two cores, and more from hour to hour.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 class _Stopped(BaseException):
