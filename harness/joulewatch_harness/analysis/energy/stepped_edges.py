@@ -112,8 +112,9 @@ def interrupted_energy(edges: Sequence[StepEdge], joules: float, floor: float, c
     slack_s = math.fsum(edge.slack_s for edge in late)
     highest = max(min(joules, cap * slack_s), 0.0)
     lowest = min(floor * slack_s, highest)
-    likely = math.fsum(edge.edge_power * edge.slack_s for edge in late)
-    if not lowest <= likely < highest:
+    # The power next to the edge may be the smallest one, and less than that by rounding.
+    likely = max(math.fsum(edge.edge_power * edge.slack_s for edge in late), lowest)
+    if likely >= highest:
         likely = (lowest + highest) / 2
     return likely, max(likely - lowest, highest - likely)
 

@@ -95,6 +95,20 @@ def test_a_power_that_changes_next_to_the_end_is_placed_by_the_refreshes(change_
     assert energy.joules == pytest.approx(joules(window.end_s) - joules(window.start_s), rel=0.004)
 
 
+@pytest.mark.parametrize("late", [2, 4, 8, 20])
+def test_a_late_edge_at_the_smallest_power_is_exact(late: int) -> None:
+    """The measured power is the smallest one, sometimes less by rounding: not halfway to the largest one."""
+    rng = random.Random(11)
+    for window in windows(0.2, 100, rng):
+        joules = rectangle(window)
+        start = at_refreshes(joules, math.floor((window.start_s - 1e-4) / REFRESH_S) - 1, 2, 1e-6, rng)
+        end = at_refreshes(joules, math.floor(window.end_s / REFRESH_S) + late, 2, 1e-6, rng)
+        energy = energy_from_edges(start, end, window, TRAITS, power_floor_watts=50.0)
+        truth = joules(window.end_s) - joules(window.start_s)
+        assert energy.joules == pytest.approx(truth, rel=1e-3)
+        assert abs(energy.joules - truth) <= NORMAL_95 * energy.standard_joules
+
+
 @pytest.mark.parametrize("is_stale", [(True, False), (False, True)], ids=["start", "end"])
 def test_one_edge_without_refreshes_has_no_bias(is_stale: tuple[bool, bool]) -> None:
     """Uncorrected, the mean would be off by half of a refresh: 2.5 %."""
