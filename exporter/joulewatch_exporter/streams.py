@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TextIO, cast
 
 EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
 IN_ASCII: Final = {
     "±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "µ": "u", "μ": "u", "Δ": "d", "²": "^2",
     "°": "deg ", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "·": "*", "√": "sqrt ", "σ": "sigma", "─": "-", "│": "|",
@@ -58,7 +60,8 @@ def guard(program: str, command: Callable[[], int], *, broken_pipe: int = EXIT_F
         place = error.filename if isinstance(error.filename, str) else "the output cannot be written"
         with contextlib.suppress(OSError):
             print(f"{program}: {place}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
+        # A name that is too long is a wrong argument; pathlib does not treat it as a file that is missing.
+        return EXIT_USAGE if error.errno == errno.ENAMETOOLONG else EXIT_FAILED
 
 
 class _Escaped:

@@ -156,6 +156,7 @@ def test_formats_for_other_programs(runs: Path, capsys: pytest.CaptureFixture[st
     ("words", "text"),
     [
         (["analyze", "nothing"], "unknown run 'nothing'"),
+        (["analyze", "a" * 300], "aaa: File name too long"),
         (["analyze", "RUN", "--figure=figure.jpg"], "must end in .png, .svg, .pdf"),
         (["analyze", "RUN", "--publish"], "--publish needs --prometheus"),
         (["analyze", "RUN", "--carbon=250"], "--carbon needs --format codecarbon"),
