@@ -6,7 +6,7 @@ The floor of each figure is measured, too: the memory of the imports alone, and 
 reads alone, in one thread that neither counts nor serves. Most of the memory is that of imports: the clients of NVML,
 IPMI over LAN (with the package cryptography) and Redfish (with requests and TLS), none of which a node without such
 devices imports. The time above the floor is mostly that of threads that wait for each other: each GPU is read on a
-thread of its own. Tried without gain: fewer arenas of malloc (1.4 MiB, but see ``use_few_arenas``), and families that
+separate thread. Tried without gain: fewer arenas of malloc (1.4 MiB, but see ``use_few_arenas``), and families that
 take turns. Kept: the fstat before each read of a file, which detects that the file was replaced; reads of registers
 have none.
 

@@ -172,7 +172,7 @@ def bounded_session() -> requests.Session:
 
     class Session(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> None:
-            """Return that there is no redirect, because requests would read its whole body, however long it is."""
+            """Return None: to follow a redirect, requests would read the whole body, without a limit."""
 
     session = Session()
     # A server could send new ones in each answer.

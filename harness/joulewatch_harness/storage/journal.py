@@ -327,7 +327,7 @@ def find_run(run: str, output: Path) -> Path:
     A folder may have another name than the id of its run: a copy has.
 
     Raises:
-        RecordError: there is no such run, or several; the text contains some of the ids. Or ``run`` cannot be read, is
+        RecordError: No run matches, or several do; the text contains some of the ids. Or ``run`` cannot be read, is
             a folder without a journal, or is a file that is not a journal.
     """
     given = Path(run)

@@ -121,4 +121,4 @@ class BoundedSession(requests.Session):
         self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return that there is no redirect."""
+        """Return None: the caller follows redirects itself."""
