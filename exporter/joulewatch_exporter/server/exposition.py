@@ -1,10 +1,10 @@
 """Renders scans and self-metrics as Prometheus text or OpenMetrics.
 
 Why not prometheus_client for everything: it sorts, escapes and formats the labels of every sample in every scrape
-(63 ms per 10,000 series), while on a node only three values per sensor change between scrapes. So the samples of
-sensors are rendered here: the text before a value is escaped once and cached until sensors come or go, and blocks in
-which nothing has changed are cached as they are. prometheus_client only chooses the format. A test renders the same
-scans with prometheus_client and compares the results.
+(63 ms per 10,000 series), while on a node only three values per sensor change between scrapes. So the whole text is
+kept as a template with slots for those values (`template`), and only the lines of a family in which anything else has
+changed are built again. prometheus_client only chooses the format. A test renders the same scans with prometheus_client
+and compares the results.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
@@ -29,16 +29,20 @@ from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
-from joulewatch_exporter.server.process_metrics import Format, ProcessMetrics
+from joulewatch_exporter.server import process_metrics
+from joulewatch_exporter.server.process_metrics import ProcessValues
+from joulewatch_exporter.server.template import Piece, Section, Template, samples
 from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, label_text
 
 logger = logging.getLogger(__name__)
 
+Format = Literal["text", "openmetrics"]
 CONTENT_TYPES: Final[dict[Format, str]] = {"text": CONTENT_TYPE_PLAIN_0_0_4, "openmetrics": CONTENT_TYPE_OPENMETRICS}
 
-_EOF: Final = b"# EOF\n"
+_EOF: Final = "# EOF\n"
 
 
+@lru_cache(16)
 def choose_format(accept: str | None) -> Format:
     """Return the format that an ``Accept`` header requests; text by default."""
     try:
@@ -64,19 +68,28 @@ def series(metric: Metric, values: Iterable[str]) -> str:
     return f"{metric.name}{{{labels}}} " if labels else f"{metric.name} "
 
 
-def _head(metric: Metric, format_: Format) -> bytes:
+def _head(metric: Metric, format_: Format) -> str:
     text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
     name = metric.name
     if format_ == "openmetrics":
         text = text.replace('"', r"\"")
         name = name.removesuffix("_total") if metric.kind == "counter" else name
-    return f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n".encode()
+    return f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n"
 
 
-_HEADS: Final[dict[Format, dict[str, bytes]]] = {
-    format_: {metric.name: _head(metric, format_) for metric in catalog.METRICS} for format_ in get_args(Format)
+_SPECIAL: Final = (catalog.WORKLOAD_RATIO, catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
+_METRICS: Final = (
+    *(metric for metric in catalog.METRICS if metric.publisher == "exporter" and metric not in _SPECIAL),
+    *_SPECIAL,
+    *process_metrics.METRICS,
+    process_metrics.PYTHON_INFO,
+)
+"""All metrics, in the order of the text."""
+_HEADS: Final[dict[Format, dict[str, str]]] = {
+    format_: {metric.name: _head(metric, format_) for metric in _METRICS} for format_ in get_args(Format)
 }
 
+_Values = Sequence[float | None]
 _QuantityLabels = tuple[str, str, str, str]
 _Row = tuple[SensorInfo, Health, Reads, _QuantityLabels]
 
@@ -86,25 +99,8 @@ def _quantity_labels(collector: str, info: SensorInfo) -> _QuantityLabels:
     return (collector, quantity.component, quantity.device, quantity.domain)
 
 
-@dataclass(frozen=True, slots=True)
-class _Lines:
-    """The lines of one metric up to their values, and the indices of their values in a scan."""
-
-    prefixes: tuple[str, ...]
-    indices: tuple[int, ...] | None
-    """None: one line for each value, in order."""
-
-    @classmethod
-    def of(cls, prefixes: Iterable[str], indices: Sequence[int] = (), values: int = 0) -> _Lines:
-        """Return lines for the values at ``indices``, out of ``values`` in all; by default for all values."""
-        return cls(tuple(prefixes), tuple(indices) if len(indices) != values else None)
-
-    def render(self, values: tuple[float | None, ...]) -> bytes:
-        """Return the lines, without those whose value is missing."""
-        if self.indices is not None:
-            values = tuple([values[index] for index in self.indices])
-        lines = zip(self.prefixes, values, strict=True)
-        return "".join([f"{prefix}{value!r}\n" for prefix, value in lines if value is not None]).encode()
+def _line(metric: Metric, labels: Iterable[str], value: float) -> str:
+    return f"{series(metric, labels)}{float(value)!r}\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +108,10 @@ class _Prefixes:
     """The text before the values of one family's layout."""
 
     layout: Layout
-    energy: tuple[tuple[Metric, _Lines], ...]
-    """One for each scope that the family has."""
-    power: tuple[tuple[Metric, _Lines], ...]
-    read_at: _Lines
+    energy: Mapping[str, Mapping[int, str]]
+    """Name of the metric of each scope that the family has -> index in ``layout.infos`` -> prefix."""
+    power: Mapping[str, Mapping[int, str]]
+    read_at: tuple[str, ...]
     duration: str
     up: tuple[str, ...]
     state: tuple[str, ...]
@@ -123,51 +119,12 @@ class _Prefixes:
 
 
 @dataclass(frozen=True, slots=True)
-class _SlowBlocks:
-    """Rendered lines of one family, valid while the scans hold the same health objects and the choice is the same."""
+class _SlowLines:
+    """The lines of one family that depend on metadata and health only, by metric name."""
 
-    healths: tuple[Health | None, ...]
-    layout: Layout
-    primary: frozenset[Key]
-    blocks: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _StateBlocks:
-    """Rendered states of one family's devices, valid while they are the same."""
-
-    states: tuple[str, ...]
-    layout: Layout
-    blocks: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _VerdictBlocks:
-    verdicts: Sequence[Verdict]
-    shown: frozenset[str]
-    blocks: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SharesPrefixes:
-    """The text before the values of the shares, and the lines that change with the layout only."""
-
-    layout: SharesLayout
-    energy: _Lines
-    unattributed: _Lines
-    cpu: _Lines
-    gpu: _Lines
-    reserved: _Lines
-    fixed: dict[str, bytes]
-
-
-def _of_verdict(metric: Metric, verdict: Verdict) -> str:
-    return series(metric, (verdict.check, verdict.collector, verdict.device, verdict.domain))
-
-
-@lru_cache
-def _of_limit(limit: str) -> str:
-    return series(catalog.EXPORTER_REFUSED, (limit,))
+    key: object
+    """What they depend on."""
+    lines: Mapping[str, str]
 
 
 class Exposition:
@@ -198,22 +155,23 @@ class Exposition:
         self._exchanged: set[Key] = set()
         """Sensors for which a calibration of another model was logged."""
         self._prefixes: dict[str, _Prefixes] = {}
-        self._slow: dict[str, _SlowBlocks] = {}
-        self._states: dict[str, _StateBlocks] = {}
-        self._verdicts = _VerdictBlocks((), frozenset(), {})
-        self._shares: _SharesPrefixes | None = None
+        self._slow: dict[str, _SlowLines] = {}
+        self._sections: dict[str, Section] = {}
+        self._templates: dict[Format, tuple[list[Section], Template]] = {}
+        """The last template of each format, and the sections that it was made of."""
         self._emulated = emulated
         self._nodename = os.uname().nodename if nodename is None else nodename
         labels = (__version__, platform.python_version(), self._nodename, "1" if emulated else "0")
-        ratios = "".join(
-            [f"{series(catalog.WORKLOAD_RATIO, (one.component,))}{one.ratio!r}\n" for one in calibrations.ratios]
+        ratios = [_line(catalog.WORKLOAD_RATIO, (one.component,), one.ratio) for one in calibrations.ratios]
+        self._fixed = Section(
+            None,
+            {
+                catalog.WORKLOAD_RATIO.name: ratios,
+                catalog.EXPORTER_INFO.name: [_line(catalog.EXPORTER_INFO, labels, 1)],
+                catalog.EXPORTER_START.name: [_line(catalog.EXPORTER_START, (), start_s)],
+            },
         )
-        self._fixed = (
-            *(((catalog.WORKLOAD_RATIO, ratios.encode()),) if ratios else ()),
-            (catalog.EXPORTER_INFO, f"{series(catalog.EXPORTER_INFO, labels)}1.0\n".encode()),
-            (catalog.EXPORTER_START, f"{series(catalog.EXPORTER_START, ())}{start_s!r}\n".encode()),
-        )
-        self._process = ProcessMetrics() if self_metrics else None
+        self._process = ProcessValues() if self_metrics else None
 
     def render(
         self,
@@ -232,115 +190,117 @@ class Exposition:
             primary: The primary node sensors.
             shares: Whose energy it is; None: not shown.
         """
-        families = [self._family_blocks(scan, primary) for scan in scans]
-        families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
+        parts: list[tuple[Section, _Values]] = [self._of_family(scan, primary) for scan in scans]
+        parts.append(self._of_verdicts(verdicts, {scan.collector for scan in scans}))
         if shares is not None:
-            families.append(self._share_blocks(shares))
-        heads = _HEADS[format_]
-        by_metric: dict[str, list[bytes]] = {}
-        for blocks in families:
-            for name, block in blocks.items():
-                if block:
-                    by_metric.setdefault(name, [heads[name]]).append(block)
-        parts = [part for name in _SENSOR_METRICS if name in by_metric for part in by_metric[name]]
-        for metric, line in self._fixed:
-            parts += (heads[metric.name], line)
-        if refused := self._refused():
-            parts.append(heads[catalog.EXPORTER_REFUSED.name])
-            parts += [f"{_of_limit(limit)}{float(count)!r}\n".encode() for limit, count in refused.items()]
+            parts.append(self._of_shares(shares))
+        parts.append(self._of_refusals())
+        parts.append((self._fixed, ()))
         if self._process is not None:
-            # Last, so that the process metrics include the cost of this scrape.
-            parts.append(self._process.render(format_))
-        if format_ == "openmetrics":
-            parts.append(_EOF)
-        return b"".join(parts)
+            # Last, so that the process metrics include nearly all of the cost of this scrape.
+            parts.append((_PROCESS, self._process.read()))
+        sections = [section for section, _ in parts]
+        known, template = self._templates.get(format_, (None, None))
+        if template is None or known != sections:
+            template = _template(parts, format_)
+            self._templates[format_] = (sections, template)
+        return template.fill([value for _, values in parts for value in values])
 
-    def _verdict_blocks(self, verdicts: Sequence[Verdict], shown: Collection[str]) -> dict[str, bytes]:
-        kept = self._verdicts
-        if kept.verdicts is not verdicts or kept.shown != shown:
-            kept = self._verdicts = _VerdictBlocks(
-                verdicts,
-                frozenset(shown),
-                {
-                    catalog.PLAUSIBILITY_RATIO.name: "".join(
-                        [
-                            f"{_of_verdict(catalog.PLAUSIBILITY_RATIO, verdict)}{verdict.ratio!r}\n"
-                            for verdict in verdicts
-                            if verdict.ratio is not None and verdict.collector in shown
-                        ]
-                    ).encode(),
-                    catalog.SENSOR_IMPLAUSIBLE.name: "".join(
-                        [
-                            f"{_of_verdict(catalog.SENSOR_IMPLAUSIBLE, verdict)}{float(verdict.is_implausible)!r}\n"
-                            for verdict in verdicts
-                            if verdict.collector in shown
-                        ]
-                    ).encode(),
-                },
-            )
-        return kept.blocks
+    def _section(self, name: str, key: object, lines: Callable[[], Mapping[str, Sequence[Piece]]]) -> Section:
+        """Return the last section of this name, or a new one if its key has changed."""
+        section = self._sections.get(name)
+        if section is None or section.key != key:
+            section = self._sections[name] = Section(key, lines())
+        return section
 
-    def _share_blocks(self, shares: Shares) -> dict[str, bytes]:
-        prefixes = self._shares
-        if prefixes is None or prefixes.layout is not shares.layout:
-            prefixes = self._shares = _shares_prefixes(shares.layout)
-        counts = zip(_WORKLOAD_STATES, (shares.shown, shares.rest, shares.gone), strict=True)
-        return {
-            **prefixes.fixed,
-            catalog.WORKLOAD_ENERGY.name: prefixes.energy.render(shares.energy_joules),
-            catalog.UNATTRIBUTED_ENERGY.name: prefixes.unattributed.render(shares.unattributed_joules),
-            catalog.WORKLOAD_CPU.name: prefixes.cpu.render(shares.cpu_seconds),
-            catalog.WORKLOAD_GPU.name: prefixes.gpu.render(shares.gpu_seconds),
-            catalog.WORKLOAD_RESERVED.name: prefixes.reserved.render(shares.reserved),
-            catalog.WORKLOADS.name: "".join([f"{prefix}{float(count)!r}\n" for prefix, count in counts]).encode(),
-        }
+    def _of_verdicts(self, verdicts: Sequence[Verdict], shown: set[str]) -> tuple[Section, _Values]:
+        def lines() -> Mapping[str, Sequence[Piece]]:
+            ratios, implausible = catalog.PLAUSIBILITY_RATIO, catalog.SENSOR_IMPLAUSIBLE
+            of_shown = [(_verdict_labels(one), one) for one in verdicts if one.collector in shown]
+            return {
+                ratios.name: [_line(ratios, labels, one.ratio) for labels, one in of_shown if one.ratio is not None],
+                implausible.name: [_line(implausible, labels, one.is_implausible) for labels, one in of_shown],
+            }
 
-    # -- the blocks of one family ------------------------------------------------------------------
+        return self._section("verdicts", (verdicts, shown), lines), ()
 
-    def _family_blocks(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, bytes]:
-        """Return the lines of the family by metric name."""
-        prefixes = self._prefixes.get(scan.collector)
+    def _of_refusals(self) -> tuple[Section, _Values]:
+        refused = self._refused()
+
+        def lines() -> Mapping[str, Sequence[Piece]]:
+            metric = catalog.EXPORTER_REFUSED
+            return {metric.name: samples([series(metric, (limit,)) for limit in refused], range(len(refused)))}
+
+        return self._section("refusals", tuple(refused), lines), [float(count) for count in refused.values()]
+
+    def _of_shares(self, shares: Shares) -> tuple[Section, _Values]:
+        layout = shares.layout
+        return self._section("shares", layout, lambda: _share_lines(layout)), (
+            *shares.energy_joules,
+            *shares.unattributed_joules,
+            *shares.cpu_seconds,
+            *shares.gpu_seconds,
+            *shares.reserved,
+            float(shares.shown),
+            float(shares.rest),
+            float(shares.gone),
+        )
+
+    # -- the lines of one family -------------------------------------------------------------------
+
+    def _of_family(self, scan: FamilyScan, primary: frozenset[Key]) -> tuple[Section, _Values]:
+        values: list[float | None] = [*scan.energies_joules, *scan.powers_watts, *scan.read_at_s, scan.duration_s]
+        values += [float(count) for _, _, count in scan.errors]
+        values += [seconds for _, _, seconds in scan.throttled]
+        key = (
+            scan.layout,
+            scan.healths,
+            scan.reads,
+            primary,
+            scan.states,
+            [value is None for value in values],
+            [error[:2] for error in scan.errors],
+            [throttled[:2] for throttled in scan.throttled],
+        )
+        return self._section(f"family {scan.collector}", key, lambda: self._family_lines(scan, primary, values)), values
+
+    def _family_lines(
+        self, scan: FamilyScan, primary: frozenset[Key], values: _Values
+    ) -> Mapping[str, Sequence[Piece]]:
+        """Return the lines of a family; ``values`` are energies, powers, times of the reads, and so on, as above."""
+        collector = scan.collector
+        prefixes = self._prefixes.get(collector)
         if prefixes is None or prefixes.layout is not scan.layout:
-            prefixes = self._prefixes[scan.collector] = _prefixes(scan.collector, scan.layout)
-        slow = self._slow.get(scan.collector)
-        if (
-            slow is None
-            or slow.healths is not scan.healths
-            or slow.layout is not scan.layout
-            or slow.primary is not primary
-        ):
-            slow = _SlowBlocks(scan.healths, scan.layout, primary, self._slow_blocks(scan, primary))
-            self._slow[scan.collector] = slow
-        shown = self._states.get(scan.collector)
-        if shown is None or shown.states != scan.states or shown.layout is not scan.layout:
-            shown = self._states[scan.collector] = _StateBlocks(
-                scan.states, scan.layout, _state_blocks(prefixes, scan.states)
-            )
-        blocks = {**slow.blocks, **shown.blocks}
-        blocks[catalog.READ_TIMESTAMP.name] = prefixes.read_at.render(scan.read_at_s)
-        for metric, lines_of_scope in prefixes.energy:
-            blocks[metric.name] = lines_of_scope.render(scan.energies_joules)
-        for metric, lines_of_scope in prefixes.power:
-            blocks[metric.name] = lines_of_scope.render(scan.powers_watts)
-        if scan.errors:
-            blocks[catalog.READ_ERRORS.name] = "".join(
-                [
-                    f"{series(catalog.READ_ERRORS, (scan.collector, device, reason))}{float(count)!r}\n"
-                    for device, reason, count in scan.errors
-                ]
-            ).encode()
-        if scan.throttled:
-            blocks[catalog.DEVICE_THROTTLED.name] = "".join(
-                [
-                    f"{series(catalog.DEVICE_THROTTLED, (device, reason))}{seconds!r}\n"
-                    for device, reason, seconds in scan.throttled
-                ]
-            ).encode()
-        if scan.duration_s is not None:
-            blocks[catalog.READ_DURATION.name] = f"{prefixes.duration}{scan.duration_s!r}\n".encode()
-        return blocks
+            prefixes = self._prefixes[collector] = _prefixes(collector, scan.layout)
+        key = (scan.layout, scan.healths, scan.reads, primary)
+        slow = self._slow.get(collector)
+        if slow is None or slow.key != key:
+            slow = self._slow[collector] = _SlowLines(key, self._slow_lines(scan, primary))
+        lines: dict[str, Sequence[Piece]] = {name: [text] for name, text in slow.lines.items() if text}
+        lines |= _state_lines(prefixes, scan.states)
+        first = 0
 
-    def _slow_blocks(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, bytes]:
+        def add(name: str, by_index: Mapping[int, str]) -> None:
+            shown = [index for index in by_index if values[first + index] is not None]
+            lines[name] = samples([by_index[index] for index in shown], [first + index for index in shown])
+
+        for by_scope in (prefixes.energy, prefixes.power):
+            for name, by_index in by_scope.items():
+                add(name, by_index)
+            first += len(scan.layout.infos)
+        errors = [series(catalog.READ_ERRORS, (collector, device, reason)) for device, reason, _ in scan.errors]
+        throttled = [series(catalog.DEVICE_THROTTLED, (device, reason)) for device, reason, _ in scan.throttled]
+        for metric, others in (
+            (catalog.READ_TIMESTAMP, prefixes.read_at),
+            (catalog.READ_DURATION, (prefixes.duration,)),
+            (catalog.READ_ERRORS, errors),
+            (catalog.DEVICE_THROTTLED, throttled),
+        ):
+            add(metric.name, dict(enumerate(others)))
+            first += len(others)
+        return lines
+
+    def _slow_lines(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, str]:
         """Return the lines that depend on metadata and health only, by metric name."""
         rows = [
             (info, health, reads, _quantity_labels(scan.collector, info))
@@ -348,13 +308,13 @@ class Exposition:
             if health is not None
         ]
         lines = [
-            f"{series(catalog.SENSOR_INFO, self._info_labels(info, reads, labels, primary))}1.0\n"
+            _line(catalog.SENSOR_INFO, self._info_labels(info, reads, labels, primary), 1)
             for info, _, reads, labels in rows
         ]
-        calibrations = self._calibration_blocks(rows) if self._calibrations.entries else {}
-        return {catalog.SENSOR_INFO.name: "".join(lines).encode(), **_health_blocks(rows), **calibrations}
+        calibrations = self._calibration_lines(rows) if self._calibrations.entries else {}
+        return {catalog.SENSOR_INFO.name: "".join(lines), **_health_lines(rows), **calibrations}
 
-    def _calibration_blocks(self, rows: Sequence[_Row]) -> dict[str, bytes]:
+    def _calibration_lines(self, rows: Sequence[_Row]) -> dict[str, str]:
         parameters: list[str] = []
         infos: list[str] = []
         for info, _, _, labels in rows:
@@ -363,15 +323,14 @@ class Exposition:
                 self._log_exchanged(labels[0], info)
                 continue
             parameters += [
-                f"{series(catalog.SENSOR_CALIBRATION, (*labels, name))}{value!r}\n"
-                for name, value in calibration.parameters
+                _line(catalog.SENSOR_CALIBRATION, (*labels, name), value) for name, value in calibration.parameters
             ]
             accuracy = calibration.reference.accuracy
             texts = (calibration.reference.name, "" if accuracy is None else repr(accuracy), calibration.date)
-            infos.append(f"{series(catalog.SENSOR_CALIBRATION_INFO, (*labels, *texts))}1.0\n")
+            infos.append(_line(catalog.SENSOR_CALIBRATION_INFO, (*labels, *texts), 1))
         return {
-            catalog.SENSOR_CALIBRATION.name: "".join(parameters).encode(),
-            catalog.SENSOR_CALIBRATION_INFO.name: "".join(infos).encode(),
+            catalog.SENSOR_CALIBRATION.name: "".join(parameters),
+            catalog.SENSOR_CALIBRATION_INFO.name: "".join(infos),
         }
 
     def _log_exchanged(self, collector: str, info: SensorInfo) -> None:
@@ -402,23 +361,38 @@ class Exposition:
         )
 
 
-def _prefixes(collector: str, layout: Layout) -> _Prefixes:
-    infos = layout.infos
+def _template(parts: Iterable[tuple[Section, _Values]], format_: Format) -> Template:
+    """Join the lines of all sections, metric by metric."""
+    placed: list[tuple[Section, int]] = []
+    first = 0
+    for section, values in parts:
+        placed.append((section, first))
+        first += len(values)
+    pieces: list[Piece] = []
+    for metric in _METRICS:
+        shown = [(lines, first) for section, first in placed if (lines := section.lines.get(metric.name))]
+        if shown:
+            pieces.append(_HEADS[format_][metric.name])
+        for lines, first in shown:
+            pieces += [first + piece if isinstance(piece, int) else piece for piece in lines]
+    if format_ == "openmetrics":
+        pieces.append(_EOF)
+    return Template(pieces)
 
-    def by_scope(metrics: Mapping[str, Metric]) -> tuple[tuple[Metric, _Lines], ...]:
-        blocks: list[tuple[Metric, _Lines]] = []
-        for scope, metric in metrics.items():
-            indices = [index for index, info in enumerate(infos) if info.quantity.scope == scope]
-            if indices:
-                names = (series(metric, _quantity_labels(collector, infos[index])) for index in indices)
-                blocks.append((metric, _Lines.of(names, indices, len(infos))))
-        return tuple(blocks)
+
+def _prefixes(collector: str, layout: Layout) -> _Prefixes:
+    def by_scope(metrics: Mapping[str, Metric]) -> Mapping[str, Mapping[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for index, info in enumerate(layout.infos):
+            metric = metrics[info.quantity.scope]
+            found.setdefault(metric.name, {})[index] = series(metric, _quantity_labels(collector, info))
+        return found
 
     return _Prefixes(
         layout=layout,
         energy=by_scope(catalog.ENERGY_BY_SCOPE),
         power=by_scope(catalog.POWER_BY_SCOPE),
-        read_at=_Lines.of(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
+        read_at=tuple(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
         duration=series(catalog.READ_DURATION, (collector,)),
         up=tuple(series(catalog.SENSOR_UP, (collector, device)) for device in layout.devices),
         state=tuple(
@@ -427,44 +401,58 @@ def _prefixes(collector: str, layout: Layout) -> _Prefixes:
     )
 
 
-_WORKLOAD_STATES: Final = tuple(series(catalog.WORKLOADS, (state,)) for state in ("shown", "rest", "gone"))
+def _state_lines(prefixes: _Prefixes, states: Sequence[str]) -> dict[str, Sequence[Piece]]:
+    return {
+        catalog.SENSOR_UP.name: [
+            f"{prefix}{float(state == OK)!r}\n" for prefix, state in zip(prefixes.up, states, strict=True)
+        ],
+        catalog.SENSOR_STATE.name: [
+            f'{prefix}{state}"}} 1.0\n' for prefix, state in zip(prefixes.state, states, strict=True)
+        ],
+    }
 
 
-def _shares_prefixes(layout: SharesLayout) -> _SharesPrefixes:
+def _share_lines(layout: SharesLayout) -> dict[str, Sequence[Piece]]:
+    """Return the lines of the shares; the slots are in the order of ``_of_shares``."""
+
     def names(workload: Workload) -> tuple[str, str]:
         return workload.kind, workload.workload
 
-    infos = [
-        series(catalog.WORKLOAD_INFO, [getattr(workload, label) for label in catalog.WORKLOAD_INFO.labels])
-        for workload in layout.workloads
-    ]
-    held = [series(catalog.GPU_HELD, (device, *names(workload))) for device, workload in layout.held]
-    how = [series(catalog.ATTRIBUTION_INFO, labels) for labels in layout.how]
-    return _SharesPrefixes(
-        layout=layout,
-        energy=_Lines.of(
-            series(catalog.WORKLOAD_ENERGY, (component, device, *names(workload)))
-            for component, device, workload in layout.energy
-        ),
-        unattributed=_Lines.of(series(catalog.UNATTRIBUTED_ENERGY, labels) for labels in layout.unattributed),
-        cpu=_Lines.of(series(catalog.WORKLOAD_CPU, names(workload)) for workload in layout.cpu),
-        gpu=_Lines.of(series(catalog.WORKLOAD_GPU, (device, *names(workload))) for device, workload in layout.gpu),
-        reserved=_Lines.of(series(catalog.WORKLOAD_RESERVED, names(workload)) for workload in layout.reserved),
-        fixed={
-            metric.name: "".join([f"{prefix}1.0\n" for prefix in prefixes]).encode()
-            for metric, prefixes in (
-                (catalog.WORKLOAD_INFO, infos),
-                (catalog.GPU_HELD, held),
-                (catalog.ATTRIBUTION_INFO, how),
-            )
-        },
+    labels_of_infos = [[getattr(one, name) for name in catalog.WORKLOAD_INFO.labels] for one in layout.workloads]
+    fixed: tuple[tuple[Metric, Sequence[Sequence[str]]], ...] = (
+        (catalog.WORKLOAD_INFO, labels_of_infos),
+        (catalog.GPU_HELD, [(device, *names(one)) for device, one in layout.held]),
+        (catalog.ATTRIBUTION_INFO, layout.how),
     )
+    counted: tuple[tuple[Metric, Sequence[Sequence[str]]], ...] = (
+        (catalog.WORKLOAD_ENERGY, [(component, device, *names(one)) for component, device, one in layout.energy]),
+        (catalog.UNATTRIBUTED_ENERGY, layout.unattributed),
+        (catalog.WORKLOAD_CPU, [names(one) for one in layout.cpu]),
+        (catalog.WORKLOAD_GPU, [(device, *names(one)) for device, one in layout.gpu]),
+        (catalog.WORKLOAD_RESERVED, [names(one) for one in layout.reserved]),
+        (catalog.WORKLOADS, [("shown",), ("rest",), ("gone",)]),
+    )
+    lines: dict[str, Sequence[Piece]] = {
+        metric.name: [_line(metric, labels, 1) for labels in rows] for metric, rows in fixed
+    }
+    first = 0
+    for metric, rows in counted:
+        lines[metric.name] = samples([series(metric, labels) for labels in rows], range(first, first + len(rows)))
+        first += len(rows)
+    return lines
 
 
-def _state_blocks(prefixes: _Prefixes, states: Sequence[str]) -> dict[str, bytes]:
-    ups = [f"{prefix}{float(state == OK)!r}\n" for prefix, state in zip(prefixes.up, states, strict=True)]
-    lines = [f'{prefix}{state}"}} 1.0\n' for prefix, state in zip(prefixes.state, states, strict=True)]
-    return {catalog.SENSOR_UP.name: "".join(ups).encode(), catalog.SENSOR_STATE.name: "".join(lines).encode()}
+def _verdict_labels(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.check, verdict.collector, verdict.device, verdict.domain
+
+
+_PROCESS: Final = Section(
+    None,
+    {
+        process_metrics.PYTHON_INFO.name: [_line(process_metrics.PYTHON_INFO, process_metrics.PYTHON_LABELS, 1)],
+        **{metric.name: samples([series(metric, ())], [slot]) for slot, metric in enumerate(process_metrics.METRICS)},
+    },
+)
 
 
 _HEALTH_METRICS: Final[tuple[tuple[Metric, Callable[[Health], float | None]], ...]] = (
@@ -488,28 +476,18 @@ _OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
 """Shown for energy sensors only: a power sensor has no counter that could wrap or restart."""
 
 
-def _health_blocks(rows: Sequence[_Row]) -> dict[str, bytes]:
-    blocks: dict[str, bytes] = {}
+def _health_lines(rows: Sequence[_Row]) -> dict[str, str]:
+    blocks: dict[str, str] = {}
     for metric, get in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
-        lines = [
-            f"{series(metric, labels)}{float(value)!r}\n"
-            for info, _, _, labels in rows
-            if (value := get(info)) is not None
-        ]
-        blocks[metric.name] = "".join(lines).encode()
+        blocks[metric.name] = "".join(
+            [_line(metric, labels, value) for info, _, _, labels in rows if (value := get(info)) is not None]
+        )
     for metric, value_of in _HEALTH_METRICS:
-        lines = [
-            f"{series(metric, labels)}{float(value)!r}\n"
-            for _, health, reading, labels in rows
-            if (value := value_of(health)) is not None and (reading == "energy" or metric not in _OF_COUNTERS)
-        ]
-        blocks[metric.name] = "".join(lines).encode()
+        blocks[metric.name] = "".join(
+            [
+                _line(metric, labels, value)
+                for _, health, reading, labels in rows
+                if (value := value_of(health)) is not None and (reading == "energy" or metric not in _OF_COUNTERS)
+            ]
+        )
     return blocks
-
-
-_SENSOR_METRICS: Final = tuple(
-    metric.name
-    for metric in catalog.METRICS
-    if metric.publisher == "exporter"
-    and metric not in (catalog.WORKLOAD_RATIO, catalog.EXPORTER_INFO, catalog.EXPORTER_START, catalog.EXPORTER_REFUSED)
-)

@@ -12,30 +12,40 @@ import os
 import platform
 import resource
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
+from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.collectors.base.sysfs import HeldFile
 
-_METRICS: Final = (
-    ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
-    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
-    ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
-    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
-    ("process_open_fds", "gauge", "Number of open file descriptors."),
-    ("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+
+def _metric(name: str, unit: str, text: str, labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(name=name, unit=unit, labels=labels, help=text, publisher="exporter")
+
+
+METRICS: Final = (
+    _metric("process_virtual_memory_bytes", "bytes", "Virtual memory size in bytes."),
+    _metric("process_resident_memory_bytes", "bytes", "Resident memory size in bytes."),
+    _metric("process_start_time_seconds", "seconds", "Start time of the process since unix epoch in seconds."),
+    _metric("process_cpu_seconds_total", "seconds", "Total user and system CPU time spent in seconds."),
+    _metric("process_open_fds", "", "Number of open file descriptors."),
+    _metric("process_max_fds", "", "Maximum number of open file descriptors."),
+)
+PYTHON_INFO: Final = _metric(
+    "python_info",
+    "",
+    "Python platform information",
+    labels=("implementation", "major", "minor", "patchlevel", "version"),
+)
+PYTHON_LABELS: Final = (
+    platform.python_implementation(),
+    *platform.python_version_tuple(),
+    platform.python_version(),
 )
 _FDS: Final = "/proc/self/fd"
 
-Format = Literal["text", "openmetrics"]
 
-
-def _template(name: str, kind: str, text: str, format_: Format) -> str:
-    family = name.removesuffix("_total") if format_ == "openmetrics" else name
-    return f"# HELP {family} {text}\n# TYPE {family} {kind}\n{name} %r\n"
-
-
-class ProcessMetrics:
-    """Renders the metrics of this process and of its Python."""
+class ProcessValues:
+    """Reads the values of `METRICS`."""
 
     def __init__(self) -> None:
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -43,29 +53,10 @@ class ProcessMetrics:
         boot_s = next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         self._start_s = boot_s + float(fields[19]) / os.sysconf("SC_CLK_TCK")
-        major, minor, patch = platform.python_version_tuple()
-        labels = {
-            "implementation": platform.python_implementation(),
-            "major": major,
-            "minor": minor,
-            "patchlevel": patch,
-            "version": platform.python_version(),
-        }
-        text = ",".join(f'{name}="{value}"' for name, value in labels.items())
-        self._python = (
-            f"# HELP python_info Python platform information\n# TYPE python_info gauge\npython_info{{{text}}} 1.0\n"
-        )
-        self._templates = {
-            format_: "".join([_template(name, kind, text, format_) for name, kind, text in _METRICS])
-            for format_ in get_args(Format)
-        }
         self._statm = HeldFile("/proc/self/statm")
 
-    def render(self, format_: Format) -> bytes:
-        """Return the lines, without the end of the exposition."""
-        return f"{self._templates[format_] % self._values()}{self._python}".encode()
-
-    def _values(self) -> tuple[float, ...]:
+    def read(self) -> tuple[float, ...]:
+        """Return the values now, one for each of `METRICS`."""
         virtual_pages, resident_pages, *_ = self._statm.read_bytes().split()
         used = resource.getrusage(resource.RUSAGE_SELF)
         return (
