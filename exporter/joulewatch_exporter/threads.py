@@ -5,6 +5,9 @@ every such call is made on a thread of a `Worker`. While the call hangs, another
 (a device) counts as hung, a new thread may continue the work, and the old thread ends when the call returns. The result
 of an abandoned call is never used.
 
+Waking a thread takes 0.05 ms, longer than many jobs. So a thread that needs the result at once may borrow the work and
+do the job itself (`Worker.borrow`), if somebody else can do what it has to do after a call that hangs.
+
 Three users: `DeadlineThread` makes one call at a time for a caller that waits for it (opening a family, NVML);
 `sampling.family_thread.FamilyThread` reads the devices of a family; `collectors.base.workers.Poller` keeps one slow
 device connected and read.
@@ -33,10 +36,12 @@ class AbandonedError(BaseException):
 class Turn:
     """The time in which one thread does the work of a `Worker`: until it is abandoned or the worker stops."""
 
-    __slots__ = ("_worker", "busy_since_ns", "is_abandoned", "is_claimed", "subject")
+    __slots__ = ("_worker", "busy_since_ns", "is_abandoned", "is_claimed", "lender", "subject")
 
-    def __init__(self, worker: Worker | None = None) -> None:
+    def __init__(self, worker: Worker | None = None, lender: Turn | None = None) -> None:
         """Start a turn. Without a worker, the calling thread makes the calls, and nothing abandons them."""
+        self.lender = lender
+        """Turn of the worker's own thread, if this is another thread, which has borrowed the work."""
         self._worker = Worker("unwatched", lambda turn: None) if worker is None else worker
         self.subject: str | None = None
         """Subject of the call in progress; None: no call is in progress, so the thread cannot be abandoned."""
@@ -94,16 +99,30 @@ class Turn:
         self._worker.forget(self)
         raise AbandonedError from None
 
-    def wait(self, due_ns: int, is_wanted: Callable[[], bool] = lambda: False) -> bool:
+    def wait(self, is_wanted: Callable[[], bool] = lambda: False) -> bool:
         """Wait until a job is due or wanted, then mark the turn as busy; return False if the turn is over."""
-        condition = self._worker.condition
-        with condition:
-            while not self.is_over and not is_wanted() and (left_ns := due_ns - time.monotonic_ns()) > 0:
-                condition.wait(left_ns / NS_PER_S)
-            if self.is_over:
-                return False
-            self.busy_since_ns = time.monotonic_ns()
-            return True
+        worker = self._worker
+        with worker.condition:
+            while not self.is_abandoned:
+                if worker.turn is not self:
+                    worker.wait()  # until the thread that has borrowed the work returns it
+                elif worker.is_stopping:
+                    break
+                elif is_wanted() or (left_ns := worker.due_ns - time.monotonic_ns()) <= 0:
+                    self.busy_since_ns = time.monotonic_ns()
+                    return True
+                else:
+                    worker.condition.wait(left_ns / NS_PER_S)
+            return False
+
+    def rest(self) -> None:
+        """Mark the turn as idle after a job, and return the work if it was borrowed."""
+        worker = self._worker
+        with worker.condition:
+            self.busy_since_ns = 0
+            if self.lender is not None and worker.turn is self:
+                worker.turn = self.lender
+            worker.notify()
 
 
 class Worker:
@@ -123,8 +142,12 @@ class Worker:
         self._work = work
         self.condition = threading.Condition(threading.Lock())
         self.is_stopping = False
+        self.due_ns = 0
+        """Monotonic time at which the next job is due."""
         self.turn: Turn | None = None
-        """Turn of the current thread; None: there is no thread."""
+        """Turn of the thread that does the work now; None: there is no thread."""
+        self._waiting = 0
+        """Number of threads in ``wait``."""
         self.hung: frozenset[str] = frozenset()
         """Subjects of abandoned calls that have not returned. The set is replaced, not changed: reads need no lock."""
         self._abandoned: dict[Turn, str] = {}
@@ -137,8 +160,39 @@ class Worker:
         self.thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
         self.thread.start()
 
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the end of a job. The condition must be held."""
+        self._waiting += 1
+        try:
+            self.condition.wait(timeout_s)
+        finally:
+            self._waiting -= 1
+
+    def notify(self) -> None:
+        """Wake the threads in ``wait``, if there are any: the worker's own thread need not wake for nothing."""
+        if self._waiting:
+            self.condition.notify_all()
+
+    def borrow(self) -> Turn | None:
+        """Let the calling thread do one job instead of the worker's own thread; end it with `Turn.rest`.
+
+        The condition must be held. If a call hangs, the job is abandoned as any other: then the calling thread gets
+        an `AbandonedError` when the call returns.
+
+        Returns:
+            The turn of the calling thread; None: another thread is busy with a job.
+        """
+        own = self.turn
+        if self.is_stopping or own is None or own.lender is not None or own.busy_since_ns:
+            return None
+        turn = self.turn = Turn(self, lender=own)
+        turn.busy_since_ns = time.monotonic_ns()
+        return turn
+
     def abandon(self) -> str | None:
-        """Abandon the call in progress, and with it the current thread. The condition must be held.
+        """Abandon the call in progress, and with it the thread that makes it. The condition must be held.
+
+        If the thread had borrowed the work, the worker's own thread goes on; otherwise ``start`` another one.
 
         Returns:
             The subject of the call; None: no call is in progress, and the thread continues.
@@ -154,7 +208,8 @@ class Worker:
         turn.is_abandoned = True
         self._abandoned[turn] = subject
         self.hung = frozenset(self._abandoned.values())
-        self.turn = None
+        self.turn = turn.lender
+        self.notify()
         return subject
 
     def forget(self, turn: Turn) -> None:

@@ -77,7 +77,9 @@ REQUESTS = st.lists(PIECES | st.binary(max_size=8), max_size=30).map(b"".join)
 
 @pytest.fixture(scope="module")
 def web() -> WebServer:
-    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def scrape(
+        *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: object
+    ) -> tuple[bytes, str]:
         from joulewatch_exporter.server.exposition import CONTENT_TYPES, choose_format
 
         return b"x 1\n" * 400, CONTENT_TYPES[choose_format(accept)]

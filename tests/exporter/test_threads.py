@@ -238,11 +238,142 @@ def test_each_call_is_counted_or_abandoned_and_one_thread_at_a_time_is_between_c
 def test_a_thread_waits_until_a_job_is_due_or_wanted(worker: Worker) -> None:
     turn = turn_of(worker)
     assert worker.busy_ns(time.monotonic_ns()) == 0
-    assert turn.wait(due_ns=0)
+    assert turn.wait()
     assert worker.busy_ns(turn.busy_since_ns + 5) == 5
-    assert turn.wait(due_ns=time.monotonic_ns() + 10**12, is_wanted=lambda: True)
+    worker.due_ns = time.monotonic_ns() + 10**12
+    assert turn.wait(is_wanted=lambda: True)
     worker.stop()
-    assert not turn.wait(due_ns=0)
+    assert not turn.wait()
+
+
+# -- work that another thread borrows --------------------------------------------------------------------
+
+
+def borrow(worker: Worker) -> Turn | None:
+    with worker.condition:
+        return worker.borrow()
+
+
+def test_one_thread_at_a_time_borrows_the_work(worker: Worker) -> None:
+    own = turn_of(worker)
+    first = borrow(worker)
+    assert first is not None
+    assert borrow(worker) is None
+    assert worker.busy_ns(first.busy_since_ns + 5) == 5
+    first.rest()
+    assert worker.turn is own
+    assert worker.busy_ns(time.monotonic_ns()) == 0
+    assert own.wait()
+    assert borrow(worker) is None, "its own thread is busy"
+    own.rest()
+    assert borrow(worker) is not None
+
+
+def test_nothing_can_be_borrowed_without_a_thread_or_at_the_end(worker: Worker) -> None:
+    worker.stop()
+    assert borrow(worker) is None
+    assert borrow(Worker("read-fake", lambda turn: None)) is None
+
+
+def test_a_borrowed_call_that_hangs_is_abandoned_and_the_own_thread_goes_on(worker: Worker) -> None:
+    own = turn_of(worker)
+    borrowed = borrow(worker)
+    assert borrowed is not None
+    with pytest.raises(AbandonedError):
+        borrowed.call("gpu0", lambda: abandon(worker))
+    assert worker.turn is own
+    assert own.wait()
+    borrowed.rest()
+    assert worker.turn is own
+    assert worker.busy_ns(own.busy_since_ns + 5) == 5, "a job that was abandoned does not end that of the others"
+
+
+def test_the_own_thread_waits_for_the_thread_that_has_borrowed_the_work() -> None:
+    """Also when it is asked to end: it closes what the other one is using."""
+    jobs: list[str] = []
+
+    def work(turn: Turn) -> None:
+        while turn.wait():
+            jobs.append("own")
+            worker.due_ns = time.monotonic_ns() + 10**15
+            turn.rest()
+        jobs.append("closed")
+
+    worker = Worker("read-fake", work)
+    worker.due_ns = 10**18
+    worker.start()
+    borrowed = borrow(worker)
+    assert borrowed is not None
+    worker.due_ns = 0
+    with worker.condition:
+        worker.condition.notify_all()
+    wait_until(lambda: worker._waiting == 1)
+    borrowed.rest()
+    wait_until(lambda: jobs == ["own"])
+    again = borrow(worker)
+    assert again is not None
+    worker.stop()
+    wait_until(lambda: worker._waiting == 1)
+    assert jobs == ["own"]
+    again.rest()
+    worker.join(WAIT_S)
+    assert jobs == ["own", "closed"]
+
+
+def test_each_job_is_done_by_one_thread_at_a_time_whoever_borrows_and_abandons_it() -> None:
+    """Calls of both threads are abandoned at random moments."""
+    overlaps: list[str] = []
+    ended = {"own": 0, "borrowed": 0}
+    busy = threading.Lock()
+
+    def read() -> int:
+        return sum(range(50))
+
+    def job(turn: Turn, kind: str) -> None:
+        turn.call("gpu0", read)
+        if not busy.acquire(blocking=False):
+            overlaps.append(kind)
+        else:
+            ended[kind] += 1
+            busy.release()
+        turn.rest()
+
+    def work(turn: Turn) -> None:
+        while turn.wait():
+            job(turn, "own")
+
+    def borrow_often() -> None:
+        while not worker.is_stopping:
+            turn = borrow(worker)
+            if turn is not None:
+                try:
+                    job(turn, "borrowed")
+                except AbandonedError:
+                    pass
+
+    worker = Worker("w", work)
+    threads = [threading.Thread(target=borrow_often) for _ in range(2)]
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        worker.start()
+        for thread in threads:
+            thread.start()
+        abandoned = 0
+        while abandoned < 100 or min(ended.values()) < 100:
+            with worker.condition:
+                if worker.abandon() is not None:
+                    abandoned += 1
+                    if worker.turn is None:
+                        worker.start()
+        worker.stop()
+        for thread in threads:
+            thread.join(WAIT_S)
+        worker.join(WAIT_S)
+        wait_until(lambda: not worker.hung)
+    finally:
+        sys.setswitchinterval(switch_interval_s)
+    assert not overlaps
 
 
 # -- one call at a time, for a caller that waits ---------------------------------------------------------

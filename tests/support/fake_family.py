@@ -71,6 +71,8 @@ class FakeSensor:
     """Number of reads before the first one that waits."""
     reads: int = 0
     delay_s: float = 0.0
+    reader: int = 0
+    """Identifier of the thread of the last read."""
 
     @property
     def device(self) -> str:
@@ -78,6 +80,7 @@ class FakeSensor:
 
     def read(self) -> Sequence[Reading]:
         self.reads += 1
+        self.reader = threading.get_ident()
         if self.hang is not None and self.reads > self.hangs_after:
             self.hang.wait(30.0)
         if self.delay_s:

@@ -150,11 +150,15 @@ def serve(
     )
 
     def fresh(
-        timeout_s: float, only: frozenset[str] | None, *, is_impatient: bool = False
+        timeout_s: float,
+        only: frozenset[str] | None,
+        *,
+        is_impatient: bool = False,
+        take_over: Callable[[], None] | None = None,
     ) -> tuple[tuple[FamilyScan, ...], Shares | None]:
         wants_shares = attributor.is_open and (only is None or ATTRIBUTION in only)
         started_s = time.monotonic()
-        scans = sampler.fresh(timeout_s, None if wants_shares else only, is_impatient=is_impatient)
+        scans = sampler.fresh(timeout_s, None if wants_shares else only, is_impatient=is_impatient, take_over=take_over)
         if not wants_shares:
             return scans, None
         left_s = timeout_s - (time.monotonic() - started_s)
@@ -165,13 +169,18 @@ def serve(
         body = exposition.render(answer[0], format_, sampler.verdicts, sampler.primary, answer[1])
         return body, CONTENT_TYPES[format_]
 
-    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def scrape(
+        *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: Callable[[], None] | None
+    ) -> tuple[bytes, str]:
         is_impatient = timeout_s < settings.read_timeout_seconds
-        return render(fresh(timeout_s, only, is_impatient=is_impatient), accept)
+        return render(fresh(timeout_s, only, is_impatient=is_impatient, take_over=take_over), accept)
 
     aged = AgedScans(lambda: fresh(settings.read_timeout_seconds, None), settings.web_min_age_seconds)
 
-    def aged_scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def aged_scrape(
+        *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: Callable[[], None] | None
+    ) -> tuple[bytes, str]:
+        # No client's own thread reads for all others.
         return render(aged.get(only), accept)
 
     def edge() -> bytes:

@@ -4,6 +4,9 @@ Prometheus' conventions require reads during the scrape. Why background threads:
 must be integrated, also without scrapes. A scrape still gets fresh values, because it asks each family's
 thread for a read that starts after the request. Concurrent scrapes share one read, and a sensor that hangs delays its
 own family by one time-out and no other family at all.
+
+Waking another thread takes as long as reading ten sensors. So the thread that answers a scrape reads the quick families
+itself. If that takes too long, because a sensor hangs, another thread answers the scrape instead.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from joulewatch_exporter.clock import NS_PER_S
@@ -33,7 +36,7 @@ from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.saved import SavedState
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Layout, unreadable
 from joulewatch_exporter.sampling.steps import FamilyEdge
-from joulewatch_exporter.threads import DeadlineThread
+from joulewatch_exporter.threads import AbandonedError, DeadlineThread
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,11 @@ ESTIMATE_FAMILY: Final = "estimate"
 OPEN_TIMEOUT_S: Final = 10.0
 """Longest time to open a family; after that the other families are opened, and this one is probed again later."""
 WATCH_S: Final = 0.25
+"""Period of the search for calls that hang."""
+RELIEF_S: Final = 0.1
+"""If the thread of a scrape reads for longer, another thread answers the scrape."""
+LEAST_PATIENCE_S: Final = 0.5
+"""The thread of a scrape reads only if the scrape has this much time: relief may come `WATCH_S` after `RELIEF_S`."""
 CHECK_S: Final = 10.0
 """Period of the checks whether sensors agree with each other."""
 
@@ -88,6 +96,9 @@ class Sampler:
         self._primary_keys: frozenset[Key] = frozenset()
         self._verdicts: tuple[Verdict, ...] = ()
         self._threads: dict[str, FamilyThread] = {}
+        self._reading_here: dict[Callable[[], None], int] = {}
+        """For each thread that reads for its own scrape: what makes another thread answer it, and since when it
+        reads. Whoever removes an entry answers the scrape."""
         self._lock = threading.Lock()
         self._stop_event = threading.Event()
         self._logged: set[tuple[str, str]] = set()
@@ -184,29 +195,64 @@ class Sampler:
         return tuple(scan for thread in threads if (scan := thread.latest) is not None)
 
     def fresh(
-        self, timeout_s: float, only: Collection[str] | None = None, *, is_impatient: bool = False
+        self,
+        timeout_s: float,
+        only: Collection[str] | None = None,
+        *,
+        is_impatient: bool = False,
+        take_over: Callable[[], None] | None = None,
     ) -> tuple[FamilyScan, ...]:
-        """Read all families now, at the same time.
+        """Read all families now, slow ones at the same time.
 
         Args:
             timeout_s: A family that has not answered by then is shown as down.
             only: Names of the families to read; None: all.
             is_impatient: Whether the client chose a time-out shorter than the exporter's own: a family that exceeds it
                 is shown without values, but has not failed; only the device that is being read is down.
+            take_over: Makes another thread do all that this thread has to do, because it hangs. Then the call raises
+                `AbandonedError` when it ends, and the thread must end too. None: this thread reads no sensor.
 
         Returns:
             One scan per family that is open or has devices that cannot be opened, in the order of the families.
+
+        Raises:
+            AbandonedError: Another thread has taken over.
         """
         with self._lock:
             threads = [thread for name, thread in self._threads.items() if only is None or name in only]
             unopened = {name: scan for name, scan in self._unopened.items() if only is None or name in only}
         deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
-        tickets = [(thread, thread.request()) for thread in threads]
-        scans = [thread.wait(ticket, deadline_ns, timeout_s, is_impatient=is_impatient) for thread, ticket in tickets]
+        reads_here = take_over is not None and timeout_s >= LEAST_PATIENCE_S
+        quick = [thread for thread in threads if reads_here and thread.is_quick]
+        tickets = {thread: thread.request() for thread in threads if thread not in quick}
+        done = self._read_here(quick, take_over) if take_over is not None and quick else {}
+        tickets |= {thread: thread.request() for thread in quick if thread not in done}
+        scans = [
+            done[thread]
+            if thread in done
+            else thread.wait(tickets[thread], deadline_ns, timeout_s, is_impatient=is_impatient)
+            for thread in threads
+        ]
         if unopened:
             by_name = unopened | {scan.collector: scan for scan in scans}
             scans = [by_name[family.name] for family in self._families if family.name in by_name]
         return tuple(scans)
+
+    def _read_here(
+        self, threads: Sequence[FamilyThread], take_over: Callable[[], None]
+    ) -> dict[FamilyThread, FamilyScan]:
+        """Read families on this thread, except those that other threads are reading; see ``fresh``."""
+        done: dict[FamilyThread, FamilyScan] = {}
+        self._reading_here[take_over] = time.monotonic_ns()
+        try:
+            for thread in threads:
+                scan = thread.read_here()
+                if scan is not None:
+                    done[thread] = scan
+        finally:
+            if self._reading_here.pop(take_over, None) is None:
+                raise AbandonedError
+        return done
 
     def edge(self, timeout_s: float) -> tuple[FamilyEdge, ...]:
         """Read all families now, at the same time; those whose counters have steps wait for them.
@@ -408,12 +454,19 @@ class Sampler:
 
     # -- watching ----------------------------------------------------------------------------------
 
+    def _relieve(self, now_ns: int) -> None:
+        """Let other threads answer the scrapes whose threads have been reading for too long."""
+        for take_over, since_ns in tuple(self._reading_here.items()):
+            if now_ns - since_ns > RELIEF_S * NS_PER_S and self._reading_here.pop(take_over, None) is not None:
+                take_over()
+
     def _watch_forever(self) -> None:
         next_check_s = time.monotonic() + CHECK_S
         while not self._stop_event.wait(WATCH_S):
             with self._lock:
                 threads = list(self._threads.values())
             try:
+                self._relieve(time.monotonic_ns())
                 for thread in threads:
                     thread.watch(self._hang_s)
                 if time.monotonic() >= next_check_s:

@@ -11,7 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +21,27 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 
-Answer: TypeAlias = Callable[[str, str, Mapping[str, str]], "Response"]
+Answer: TypeAlias = Callable[["Request"], "Response"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One request."""
+
+    method: str
+    """Such as ``GET``."""
+    target: str
+    """Path and query as sent."""
+    version: str
+    headers: Mapping[str, str]
+    """Values by lower-case name."""
+    arrived_ns: int
+    """Monotonic time."""
+    waited_s: float = 0.0
+    """How long another thread has spent on it."""
+    take_over: Callable[[], None] | None = None
+    """Lets another thread answer the request and serve the peer from then on, because this thread hangs: when it goes
+    on, it must end with `threads.AbandonedError`. None: this cannot be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +105,20 @@ class Connection:
         keep_alive_s: float,
         extra_headers: Mapping[str, str],
         first_request_s: float | None = None,
+        relieve: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """Take over an accepted socket.
 
         Args:
             connection: The socket; with TLS, after the handshake.
-            answer: Called with method, target and headers (names in lower case) of each request.
+            answer: Called with each request.
             is_stopping: Called before each request; the connection ends when it returns true.
             request_timeout_s: Longest time for the peer to send a request, and to receive a response.
             keep_alive_s: Longest time that the connection may be idle after a request.
             extra_headers: Sent with every response.
             first_request_s: Longest time until the first request begins; None: ``request_timeout_s``, because a peer
                 that has sent nothing is not worth a connection.
+            relieve: Runs a function on another thread, if this one hangs; None: it does not hang.
         """
         self._connection = connection
         self._answer = answer
@@ -105,37 +127,51 @@ class Connection:
         self._keep_alive_s = keep_alive_s
         self._extra_headers = extra_headers
         self._first_request_s = request_timeout_s if first_request_s is None else first_request_s
+        self._relieve = relieve
         self._received = _Received(connection)
         self._reader = io.BufferedReader(self._received, 8192)
 
-    def serve(self) -> None:
+    def serve(self, pending: Request | None = None) -> None:
+        """Serve the peer until it or the server closes the connection.
+
+        Args:
+            pending: A request that has been read and is to be answered first.
+        """
         is_kept = True
         idle_s = self._first_request_s
         while is_kept and not self._is_stopping():
             try:
-                request = self._read_request(idle_s)
+                request = pending or self._read_request(idle_s)
             except _BadRequestError as error:
                 self._send(plain(error.status, str(error)), head=False, close=True)
                 return
             idle_s = self._keep_alive_s
             if request is None:
                 return
-            method, target, version, headers = request
+            # A thread that has taken over might hang as the one before it.
+            request.take_over = None if pending or self._relieve is None else partial(self._hand_over, request)
+            pending = None
+            headers = request.headers
             has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             connection = headers.get("connection", "").lower()
             # Bodies are not read, so the next request after a body could not be found.
             is_kept = not has_body and (
-                "keep-alive" in connection if version == "HTTP/1.0" else "close" not in connection
+                "keep-alive" in connection if request.version == "HTTP/1.0" else "close" not in connection
             )
-            response = self._answer(method, target, headers)
-            logger.debug("%s %s %d", method, target.partition("?")[0], response.status)
+            response = self._answer(request)
+            logger.debug("%s %s %d", request.method, request.target.partition("?")[0], response.status)
             is_kept = is_kept and not self._is_stopping()
-            self._send(response, head=method == "HEAD", close=not is_kept)
+            self._send(response, head=request.method == "HEAD", close=not is_kept)
             if is_kept and response.pause_s:
                 time.sleep(response.pause_s)
 
-    def _read_request(self, idle_s: float) -> tuple[str, str, str, dict[str, str]] | None:
-        """Return method, target, version and headers; None if the peer has closed the connection.
+    def _hand_over(self, request: Request) -> None:
+        assert self._relieve is not None
+        request.waited_s = (time.monotonic_ns() - request.arrived_ns) / 1e9
+        self._relieve(lambda: self.serve(request))
+
+    def _read_request(self, idle_s: float) -> Request | None:
+        """Return the next request; None if the peer has closed the connection.
 
         Args:
             idle_s: Longest time until the first byte.
@@ -174,7 +210,13 @@ class Connection:
             if not line:
                 return None
             if line in (b"\r\n", b"\n"):
-                return method, target, version, headers
+                return Request(
+                    method=method,
+                    target=target,
+                    version=version,
+                    headers=headers,
+                    arrived_ns=time.monotonic_ns(),
+                )
             name, colon, value = line.decode("latin-1").partition(":")
             if not colon or not name or name != name.strip():
                 raise _BadRequestError(HTTPStatus.BAD_REQUEST, "a header is malformed")
@@ -226,6 +268,7 @@ def plain(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
     return Response(status=status, body=f"{text}\n".encode(), headers=headers)
 
 
+@lru_cache(16)
 def accepts_gzip(accept_encoding: str) -> bool:
     """Return whether an ``Accept-Encoding`` header allows gzip."""
     for entry in accept_encoding.lower().split(","):

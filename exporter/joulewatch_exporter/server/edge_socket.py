@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.errors import ConfigError
-from joulewatch_exporter.server.connection import Answer, Connection, Response, plain
+from joulewatch_exporter.server.connection import Answer, Connection, Request, Response, plain
 from joulewatch_exporter.server.connections import Connections, Peer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class EdgeSocket:
             logger.debug("%s: connection of %s", self.path, peer.address)
             Connection(
                 peer.connection,
-                lambda method, target, headers: self._answer_peer(peer, method, target, headers),
+                lambda request: self._answer_peer(peer, request),
                 is_stopping=lambda: self._stopping,
                 request_timeout_s=REQUEST_TIMEOUT_S,
                 keep_alive_s=KEEP_ALIVE_S,
@@ -105,18 +105,18 @@ class EdgeSocket:
         finally:
             self._connections.forget(peer)
 
-    def _answer_peer(self, peer: Peer, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    def _answer_peer(self, peer: Peer, request: Request) -> Response:
         self._connections.begin_answer(peer)
         try:
-            return self.answer(method, target, headers)
+            return self.answer(request)
         finally:
             self._connections.end_answer(peer)
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    def answer(self, request: Request) -> Response:
         """Return the response to one request."""
-        if target.partition("?")[0] != EDGE_PATH:
-            return self._answer(method, target, headers)
-        if method != "GET":
+        if request.target.partition("?")[0] != EDGE_PATH:
+            return self._answer(request)
+        if request.method != "GET":
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", ("Allow", "GET"))
         return Response(status=HTTPStatus.OK, body=self._edge(), content_type="application/json")
 

@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Protocol
@@ -31,10 +31,11 @@ from joulewatch_exporter.config.strict import nearest
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server.access import Access, Verdict
 from joulewatch_exporter.server.conditions import CONDITIONS_PATH, render_conditions
-from joulewatch_exporter.server.connection import Connection, Response, accepts_gzip, plain
+from joulewatch_exporter.server.connection import Connection, Request, Response, accepts_gzip, plain
 from joulewatch_exporter.server.connections import MAX_CONNECTIONS, Connections, Peer
 from joulewatch_exporter.server.edge_socket import HEADER
 from joulewatch_exporter.server.sharing import NoSlotError, SharedScrapes
+from joulewatch_exporter.threads import AbandonedError
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,15 @@ _BACKLOG: Final = 128
 class Scrape(Protocol):
     """The callable that answers a scrape."""
 
-    def __call__(self, *, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
-        """Return the body and its content type."""
+    def __call__(
+        self,
+        *,
+        accept: str | None,
+        only: frozenset[str] | None,
+        timeout_s: float,
+        take_over: Callable[[], None] | None,
+    ) -> tuple[bytes, str]:
+        """Return the body and its content type; for ``take_over`` see `Sampler.fresh`."""
         ...
 
 
@@ -185,41 +193,56 @@ class WebServer:
         self._connections.accept(listener, self._serve, lambda _, name: str(name[0]), lambda: self._stopping)
 
     def _serve(self, peer: Peer) -> None:
-        connection = peer.connection
+        self._run(peer, lambda: self._serve_new(peer))
+
+    def _run(self, peer: Peer, serve: Callable[[], None]) -> None:
+        """Serve a peer on this thread, and close the connection when it ends."""
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._access.refresh()
-            if self._access.has_guessed(peer.address):
-                time.sleep(GUESS_PAUSE_S)  # otherwise a guesser would avoid the pause by connecting again
-            context = self._access.tls
-            if context is not None:
-                connection.settimeout(self._handshake_timeout_s)
-                secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-                self._connections.secure(peer, secured)
-                secured.do_handshake()
-                if not self._client_allowed(secured):
-                    return
-            Connection(
-                peer.connection,
-                lambda method, target, headers: self._answer_peer(peer, method, target, headers),
-                is_stopping=lambda: self._stopping,
-                request_timeout_s=self._request_timeout_s,
-                keep_alive_s=self._keep_alive_s,
-                extra_headers=self._access.web.http_server_config.headers,
-            ).serve()
+            serve()
+        except AbandonedError:
+            return  # another thread serves the peer now
         except (OSError, ssl.SSLError) as error:
             logger.debug("connection ended: %s", error)
         except Exception:
             logger.exception("a request failed")
-        finally:
+        self._connections.forget(peer)
+
+    def _relieve(self, peer: Peer, serve: Callable[[], None]) -> None:
+        """Serve a peer on a new thread, because its thread hangs."""
+        try:
+            threading.Thread(target=self._run, args=(peer, serve), name="request", daemon=True).start()
+        except RuntimeError:  # out of threads
             self._connections.forget(peer)
 
-    def _answer_peer(self, peer: Peer, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    def _serve_new(self, peer: Peer) -> None:
+        connection = peer.connection
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._access.refresh()
+        if self._access.has_guessed(peer.address):
+            time.sleep(GUESS_PAUSE_S)  # otherwise a guesser would avoid the pause by connecting again
+        context = self._access.tls
+        if context is not None:
+            connection.settimeout(self._handshake_timeout_s)
+            secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            self._connections.secure(peer, secured)
+            secured.do_handshake()
+            if not self._client_allowed(secured):
+                return
+        Connection(
+            peer.connection,
+            lambda request: self._answer_peer(peer, request),
+            is_stopping=lambda: self._stopping,
+            request_timeout_s=self._request_timeout_s,
+            keep_alive_s=self._keep_alive_s,
+            extra_headers=self._access.web.http_server_config.headers,
+            relieve=lambda serve: self._relieve(peer, serve),
+        ).serve()
+
+    def _answer_peer(self, peer: Peer, request: Request) -> Response:
         self._connections.begin_answer(peer)
-        try:
-            return self.answer(method, target, headers, peer.address)
-        finally:
-            self._connections.end_answer(peer)
+        response = self.answer(request, peer.address)
+        self._connections.end_answer(peer)
+        return response
 
     def _client_allowed(self, connection: ssl.SSLSocket) -> bool:
         tls = self._access.web.tls_server_config
@@ -231,22 +254,20 @@ class WebServer:
 
     # -- requests ----------------------------------------------------------------------------------
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], address: str = "") -> Response:
+    def answer(self, request: Request, address: str = "") -> Response:
         """Return the response to one request; HEAD is answered as GET, and its body is not sent.
 
         Args:
-            method: The HTTP method, such as ``GET``.
-            target: Path and query as sent.
-            headers: Values by lower-case name.
+            request: The request.
             address: Address of the client.
         """
         if not self._access.is_within_rate():
             return plain(HTTPStatus.TOO_MANY_REQUESTS, "too many requests (rate_limit)", ("Retry-After", "1"))
         if not self._access.required:
-            return self._answer(method, target, headers, self._open_scrape)
-        verdict = self._access.check(headers.get("authorization"), address)
+            return self._answer(request, self._open_scrape)
+        verdict = self._access.check(request.headers.get("authorization"), address)
         if verdict is Verdict.ALLOWED:
-            return self._answer(method, target, headers, self._scrape)
+            return self._answer(request, self._scrape)
         if verdict is Verdict.BUSY:
             text = "too many passwords are being checked"
             response = plain(HTTPStatus.TOO_MANY_REQUESTS, text, ("Retry-After", "1"))
@@ -255,16 +276,16 @@ class WebServer:
             response = plain(HTTPStatus.UNAUTHORIZED, "unauthorized", challenge)
         return response if verdict is Verdict.NO_PASSWORD else dataclasses.replace(response, pause_s=GUESS_PAUSE_S)
 
-    def answer_trusted(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    def answer_trusted(self, request: Request) -> Response:
         """The same for a peer that needs no authentication."""
-        return self._answer(method, target, headers, self._scrape)
+        return self._answer(request, self._scrape)
 
-    def _answer(self, method: str, target: str, headers: Mapping[str, str], scrape: Scrape) -> Response:
-        if method not in ("GET", "HEAD"):
+    def _answer(self, request: Request, scrape: Scrape) -> Response:
+        if request.method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", ("Allow", "GET, HEAD"))
-        path, _, query = target.partition("?")
+        path, _, query = request.target.partition("?")
         if path == self._telemetry_path:
-            return self._answer_metrics(query, headers, scrape)
+            return self._answer_metrics(request, query, scrape)
         # Not for clients that get aged values only: the conditions are those of now.
         if path == CONDITIONS_PATH and scrape is self._scrape:
             return self._answer_conditions()
@@ -274,32 +295,50 @@ class WebServer:
             return Response(status=HTTPStatus.OK, body=self._landing_page(), content_type="text/html; charset=utf-8")
         return plain(HTTPStatus.NOT_FOUND, f"not found; the metrics are at {self._telemetry_path}")
 
-    def _answer_metrics(self, query: str, headers: Mapping[str, str], scrape: Scrape) -> Response:
-        try:
-            wanted = urllib.parse.parse_qs(query, max_num_fields=64).get("collect[]")
-        except ValueError:
-            return plain(HTTPStatus.BAD_REQUEST, "too many parameters")
-        for name in wanted or ():
-            if name not in self._collectors:
-                hint = nearest(name[:64], self._collectors)
-                return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name[:64]!r}; {hint}")
-        only = None if wanted is None else frozenset(wanted)
+    def _answer_metrics(self, request: Request, query: str, scrape: Scrape) -> Response:
+        only: frozenset[str] | None = None
+        if query:
+            try:
+                wanted = urllib.parse.parse_qs(query, max_num_fields=64).get("collect[]")
+            except ValueError:
+                return plain(HTTPStatus.BAD_REQUEST, "too many parameters")
+            for name in wanted or ():
+                if name not in self._collectors:
+                    hint = nearest(name[:64], self._collectors)
+                    return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name[:64]!r}; {hint}")
+            only = None if wanted is None else frozenset(wanted)
+        headers = request.headers
         accept = headers.get("accept")
         is_packed = accepts_gzip(headers.get("accept-encoding", ""))
-        offered_s = _offered_s(headers)
+        offered_s = max(_offered_s(headers) - request.waited_s, 0.0)
         # Less than Prometheus waits for the answer.
         timeout_s = max(min(self._read_timeout_s, 0.75 * offered_s), min(LEAST_TIMEOUT_S, self._read_timeout_s))
+
+        def make(end: Callable[[], None]) -> Response:
+            def take_over() -> None:
+                end()
+                if request.take_over is not None:
+                    request.take_over()
+
+            return self._make_scrape(
+                is_packed,
+                lambda: scrape(
+                    accept=accept,
+                    only=only,
+                    timeout_s=timeout_s,
+                    take_over=None if request.take_over is None else take_over,
+                ),
+            )
+
         try:
             return self._scrapes.run(
-                (scrape, accept, only, is_packed, timeout_s),
-                lambda: self._make_scrape(scrape, accept, only, timeout_s, is_packed),
-                min(self._slot_wait_s, 0.25 * offered_s),
+                (scrape, accept, only, is_packed, timeout_s), make, min(self._slot_wait_s, 0.25 * offered_s)
             )
         except NoSlotError:
             return self._refuse()
 
     def _answer_conditions(self) -> Response:
-        def answer() -> Response:
+        def answer(end: Callable[[], None]) -> Response:
             return Response(status=HTTPStatus.OK, body=render_conditions(), content_type="application/json")
 
         try:
@@ -312,11 +351,9 @@ class WebServer:
         text = "too many concurrent scrapes (--web.max-requests)"
         return plain(HTTPStatus.SERVICE_UNAVAILABLE, text, ("Retry-After", "1"))
 
-    def _make_scrape(
-        self, scrape: Scrape, accept: str | None, only: frozenset[str] | None, timeout_s: float, is_packed: bool
-    ) -> Response:
+    def _make_scrape(self, is_packed: bool, scrape: Callable[[], tuple[bytes, str]]) -> Response:
         try:
-            body, content_type = scrape(accept=accept, only=only, timeout_s=timeout_s)
+            body, content_type = scrape()
         except Exception:
             logger.exception("a scrape failed")
             return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the scrape failed; see the exporter's log")

@@ -23,7 +23,9 @@ class _Batch(Generic[T]):
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.outcome: tuple[T | None, Exception | None] = (None, None)
+        self.outcome: tuple[T | None, Exception | None] | None = None
+        """Result or error; None: its thread was relieved, so those that wait for it start again."""
+        self.has_slot = False
 
 
 class SharedScrapes(Generic[T]):
@@ -40,55 +42,60 @@ class SharedScrapes(Generic[T]):
         self._waiting: dict[Hashable, _Batch[T]] = {}
         self._running: dict[Hashable, _Batch[T]] = {}
 
-    def run(self, key: Hashable, scrape: Callable[[], T], wait_s: float) -> T:
+    def run(self, key: Hashable, scrape: Callable[[Callable[[], None]], T], wait_s: float) -> T:
         """Return the result of ``scrape``, or of an equal scrape that begins after this call.
 
         Args:
             key: Scrapes with the same key are equal.
-            scrape: Makes the answer.
+            scrape: Makes the answer. If its thread hangs and another one takes over, that one calls the argument first.
             wait_s: Longest time to wait for a slot.
 
         Raises:
             NoSlotError: There was no slot in time.
             Exception: ``scrape`` raised it.
         """
-        with self._lock:
-            batch = self._waiting.get(key)
-            is_first = batch is None
-            if batch is None:
-                batch = self._waiting[key] = _Batch()
-        if is_first:
-            self._run(key, batch, scrape, wait_s)
-        else:
-            batch.done.wait()
-        result, error = batch.outcome
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
+        while True:
+            with self._lock:
+                batch = self._waiting.get(key)
+                is_first = batch is None
+                if batch is None:
+                    batch = self._waiting[key] = _Batch()
+            if is_first:
+                self._run(key, batch, scrape, wait_s)
+            else:
+                batch.done.wait()
+            if batch.outcome is not None:
+                result, error = batch.outcome
+                if error is not None:
+                    raise error
+                return result  # type: ignore[return-value]
 
-    def _run(self, key: Hashable, batch: _Batch[T], scrape: Callable[[], T], wait_s: float) -> None:
+    def _run(self, key: Hashable, batch: _Batch[T], scrape: Callable[[Callable[[], None]], T], wait_s: float) -> None:
         started_s = time.monotonic()
         try:
             before = self._running.get(key)
             if before is not None:
                 before.done.wait(min(TURN_S, wait_s))
             left_s = max(wait_s - (time.monotonic() - started_s), 0.0)
-            has_slot = self._slots is None or self._slots.acquire(timeout=left_s)
+            batch.has_slot = self._slots is None or self._slots.acquire(timeout=left_s)
             with self._lock:
                 # From here on a scrape cannot join: its values would be older than its request.
                 del self._waiting[key]
                 self._running[key] = batch
-            if not has_slot:
+            if not batch.has_slot:
                 raise NoSlotError
-            try:
-                batch.outcome = (scrape(), None)
-            finally:
-                if self._slots is not None:
-                    self._slots.release()
+            batch.outcome = (scrape(lambda: self._end(key, batch)), None)
         except Exception as error:
             batch.outcome = (None, error)
         finally:
-            with self._lock:
-                if self._running.get(key) is batch:
-                    del self._running[key]
-            batch.done.set()
+            self._end(key, batch)
+
+    def _end(self, key: Hashable, batch: _Batch[T]) -> None:
+        """Let others scrape; the second call for a batch does nothing."""
+        with self._lock:
+            if self._running.get(key) is batch:
+                del self._running[key]
+            had_slot, batch.has_slot = batch.has_slot, False
+        if had_slot and self._slots is not None:
+            self._slots.release()
+        batch.done.set()

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from joulewatch_exporter.model import Collector, Finding, Host, Reading, Timing
 from joulewatch_exporter.sampling.family import BURST_TRIES, Family
 from joulewatch_exporter.sampling.sampler import Sampler
 from joulewatch_exporter.sampling.scan import FamilyScan
-from joulewatch_exporter.threads import Turn
+from joulewatch_exporter.threads import AbandonedError, Turn
 from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 from support.waiting import wait_until
@@ -723,6 +724,150 @@ def test_an_impatient_scrape_shows_only_the_device_that_hangs_as_down(start: Sta
     assert energies(scan) == {"socket0": None, "socket1": None}
     assert scan.errors == ()
     sick.hang.set()
+
+
+# -- the thread of a scrape reads quick families itself --
+
+
+def never() -> None:
+    raise AssertionError("this thread does not hang")
+
+
+def quick(sampler: Sampler) -> Sampler:
+    """Scrape until all families are known to be quick; a scrape would interrupt the burst that precedes it."""
+    threads = sampler._threads.values()
+    sampler.fresh(5.0)
+    wait_until(lambda: not any(thread.family.wants_burst for thread in threads))
+    wait_until(lambda: sampler.fresh(5.0) and all(thread.is_quick for thread in threads))
+    return sampler
+
+
+def test_the_thread_of_a_scrape_reads_quick_families_and_no_others(start: Start) -> None:
+    fast, slow, cached = energy_sensor("socket0"), power_sensor("i2c"), power_sensor("bmc")
+    slow.delay_s = 0.003
+    sampler = start(
+        fake_family("rapl", Machine([fast])),
+        fake_family("hwmon", Machine([slow])),
+        fake_family("ipmi", Machine([cached], timing=Timing(poll_s=30.0, read_on_scrape=False))),
+    )
+    rapl_thread = sampler._threads["rapl"]
+    sampler.fresh(5.0)
+    wait_until(lambda: not rapl_thread.family.wants_burst)
+    wait_until(lambda: sampler.fresh(5.0) and rapl_thread.is_quick)
+    fast.energies_joules = [103.0]
+    asked = time.time()
+    rapl, hwmon, ipmi = sampler.fresh(5.0, take_over=never)
+    assert (fast.reader, slow.reader != fast.reader) == (threading.get_ident(), True)
+    assert (energies(rapl), up(hwmon), up(ipmi)) == ({"socket0": 3.0}, {"i2c": True}, {"bmc": True})
+    assert rapl.read_at_s[0] is not None
+    assert rapl.read_at_s[0] >= asked - 0.0005
+    reads = fast.reads
+    sampler.fresh(5.0)
+    assert fast.reads == reads + 1
+    assert fast.reader != threading.get_ident(), "nobody can take over"
+    sampler.fresh(0.4, take_over=never)
+    assert fast.reader != threading.get_ident(), "there would be no time to take over"
+
+
+def test_a_read_for_a_scrape_replaces_the_next_one_of_the_schedule(start: Start) -> None:
+    sensor = energy_sensor()
+    sampler = quick(start(fake_family("rapl", Machine([sensor], timing=Timing(poll_s=0.5, read_on_scrape=True)))))
+    sampler.fresh(5.0, take_over=never)
+    reads, began_s = sensor.reads, time.monotonic()
+    for _ in range(20):
+        time.sleep(0.05)
+        sampler.fresh(5.0, take_over=never)
+    missed = int((time.monotonic() - began_s) / 0.5)  # on a busy machine, a pause may be longer than the period
+    assert reads + 20 <= sensor.reads <= reads + 20 + missed
+    assert sensor.reader == threading.get_ident()
+    wait_until(lambda: sensor.reader != threading.get_ident())
+
+
+def test_a_scrape_whose_thread_hangs_is_answered_by_another(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """And it reads the other devices; when the read returns, the first thread ends, and the device is read again."""
+    sick, healthy, other = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0), power_sensor()
+    sampler = quick(
+        start(
+            fake_family("rapl", Machine([sick, healthy])),
+            fake_family("hwmon", Machine([other])),
+            hang_s=0.5,
+        )
+    )
+    scans: list[tuple[FamilyScan, ...]] = []
+    ends: list[str] = []
+
+    def answer() -> None:
+        scans.append(sampler.fresh(5.0))
+
+    def scrape() -> None:
+        try:
+            sampler.fresh(5.0, take_over=threading.Thread(target=answer).start)
+        except AbandonedError:
+            ends.append("abandoned")
+
+    sick.hang, sick.hangs_after = threading.Event(), 0
+    first = threading.Thread(target=scrape)
+    first.start()
+    wait_until(lambda: bool(scans))
+    rapl, hwmon = scans[0]
+    assert up(rapl) == {"socket0": False, "socket1": True}
+    assert up(hwmon) == {"board": True}
+    assert ends == []
+    reads = sick.reads
+    again, _ = sampler.fresh(5.0, take_over=never)
+    assert (up(again), sick.reads) == ({"socket0": False, "socket1": True}, reads)
+    assert caplog.text.count("its read hangs") == 1
+    sick.hang.set()
+    sick.hang = None
+    first.join(10.0)
+    assert ends == ["abandoned"]
+    wait_until(lambda: all(up(sampler.fresh(1.0, take_over=never)[0]).values()))
+    assert sampler._reading_here == {}
+
+
+def test_a_scan_that_ends_late_is_used_but_not_by_its_own_scrape(start: Start) -> None:
+    """Nothing hung for long enough to be quarantined."""
+    sensor = energy_sensor()
+    sampler = quick(start(fake_family("rapl", Machine([sensor])), hang_s=100.0))
+    taken = threading.Event()
+    sensor.hang, sensor.hangs_after = threading.Event(), 0
+    ends: list[type[BaseException]] = []
+
+    def scrape() -> None:
+        try:
+            sampler.fresh(5.0, take_over=taken.set)
+        except AbandonedError as error:
+            ends.append(type(error))
+
+    first = threading.Thread(target=scrape)
+    first.start()
+    assert taken.wait(10.0)
+    sensor.energies_joules = [101.0]
+    sensor.hang.set()
+    first.join(10.0)
+    assert ends == [AbandonedError]
+    (scan,) = sampler.latest()
+    assert (up(scan), energies(scan)) == ({"socket0": True}, {"socket0": 1.0})
+
+
+def test_a_family_that_another_scrape_is_reading_is_waited_for(start: Start) -> None:
+    sensor = energy_sensor()
+    sampler = quick(start(fake_family("rapl", Machine([sensor])), hang_s=100.0))
+    sensor.hang, sensor.hangs_after = threading.Event(), 0
+    reads = sensor.reads
+
+    def scrape() -> None:
+        with suppress(AbandonedError):
+            sampler.fresh(5.0, take_over=lambda: None)
+
+    first = threading.Thread(target=scrape)
+    first.start()
+    wait_until(lambda: sensor.reads == reads + 1)
+    (scan,) = sampler.fresh(0.6, take_over=never)
+    assert up(scan) == {"socket0": False}
+    sensor.hang.set()
+    wait_until(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True})
+    first.join(10.0)
 
 
 def test_a_family_is_stuck_if_its_scans_have_stopped(start: Start) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
@@ -20,7 +20,7 @@ from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.scan import FamilyScan, Layout
 from joulewatch_exporter.sampling.steps import FamilyEdge, Step, Steps
-from joulewatch_exporter.server.connection import Response, plain
+from joulewatch_exporter.server.connection import Request, Response, plain
 from joulewatch_exporter.server.edge import render_edge
 from joulewatch_exporter.server.edge_socket import MOST_CONNECTIONS, EdgeSocket, default_path
 from support.fake_family import info
@@ -41,8 +41,8 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def metrics(method: str, target: str, headers: Mapping[str, str]) -> Response:
-    return plain(HTTPStatus.OK, f"{method} {target}")
+def metrics(request: Request) -> Response:
+    return plain(HTTPStatus.OK, f"{request.method} {request.target}")
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from joulewatch_exporter.server.connection import Request, Response
 from joulewatch_exporter.server.server import WebServer
 from support.hostile_requests import HOSTILE
 
@@ -20,7 +22,9 @@ HOST = b"Host: x\r\n"
 Serve = Callable[..., tuple[WebServer, int]]
 
 
-def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+def scrape(
+    *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: object
+) -> tuple[bytes, str]:
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, choose_format
 
     return OK, CONTENT_TYPES[choose_format(accept)]
@@ -89,7 +93,9 @@ def test_many_scrapers_at_once_are_all_answered(serve: Serve) -> None:
     scrapes = 0
     ready = threading.Barrier(60)
 
-    def slow(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def slow(
+        *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: object
+    ) -> tuple[bytes, str]:
         nonlocal scrapes
         scrapes += 1
         threading.Event().wait(0.02)
@@ -109,11 +115,18 @@ def test_many_scrapers_at_once_are_all_answered(serve: Serve) -> None:
 
 
 def test_clients_without_a_password_get_the_open_scrape(serve: Serve) -> None:
-    def aged(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def aged(
+        *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: object
+    ) -> tuple[bytes, str]:
         return b"x 0\n", "text/plain"
+
+    def trusted(target: str) -> Response:
+        return web.answer_trusted(
+            Request(method="GET", target=target, version="HTTP/1.1", headers={}, arrived_ns=time.monotonic_ns())
+        )
 
     web, port = serve(open_scrape=aged)
     assert talk(port, b"GET /metrics HTTP/1.0\r\n\r\n").endswith(b"x 0\n")
-    assert web.answer_trusted("GET", "/metrics", {}).body == OK, "the socket for edges"
+    assert trusted("/metrics").body == OK, "the socket for edges"
     assert b"404" in talk(port, b"GET /conditions HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
-    assert web.answer_trusted("GET", "/conditions", {}).status == 200
+    assert trusted("/conditions").status == 200

@@ -6,6 +6,7 @@ import base64
 import gzip
 import http.client
 import json
+import logging
 import shutil
 import socket
 import ssl
@@ -24,6 +25,8 @@ from joulewatch_exporter.server import access as access_module
 from joulewatch_exporter.server.access import Access
 from joulewatch_exporter.server.connection import MAX_REQUEST_BYTES
 from joulewatch_exporter.server.server import WebServer
+from joulewatch_exporter.threads import AbandonedError
+from support.waiting import wait_until
 
 BODY = b"# TYPE x gauge\n" + b"".join(b'x{n="%d"} 1\n' % i for i in range(200))
 
@@ -40,7 +43,9 @@ class FakeScrape:
         self.error: Exception | None = None
         self.body = BODY
 
-    def __call__(self, *, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+    def __call__(
+        self, *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: object
+    ) -> tuple[bytes, str]:
         self.asked.append((accept, only, timeout_s))
         self.entered.release()
         if self.hold is not None:
@@ -61,7 +66,7 @@ def serve(scrape: FakeScrape) -> Iterator[Serve]:
 
     def begin(*addresses: str, **settings: Any) -> WebServer:
         settings.setdefault("collectors", ["rapl", "hwmon"])
-        web = WebServer(addresses or ("127.0.0.1:0",), scrape, **settings)
+        web = WebServer(addresses or ("127.0.0.1:0",), settings.pop("scrape", scrape), **settings)
         servers.append(web)
         web.start()
         return web
@@ -517,3 +522,79 @@ def test_headers_of_the_web_configuration(serve: Serve, tmp_path: Path, caplog: 
     _, headers, _ = ask(serve(access=web_config(tmp_path, text)))
     assert headers["x-frame-options"] == "deny"
     assert "http2 is ignored" in caplog.text
+
+
+# -- another thread takes over -----------------------------------------------------------------------
+
+
+class HangingScrape:
+    """Its first call hangs, and another thread takes over; it counts its calls and keeps their time-outs."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.ended = threading.Event()
+        self.timeouts_s: list[float] = []
+        self.could_be_relieved: list[bool] = []
+
+    def __call__(
+        self,
+        *,
+        accept: str | None,
+        only: frozenset[str] | None,
+        timeout_s: float,
+        take_over: Callable[[], None] | None,
+    ) -> tuple[bytes, str]:
+        self.timeouts_s.append(timeout_s)
+        self.could_be_relieved.append(take_over is not None)
+        if len(self.timeouts_s) == 1:
+            assert take_over is not None
+            time.sleep(0.3)
+            take_over()
+            self.release.wait(10.0)
+            self.ended.set()
+            raise AbandonedError
+        return b"x %d\n" % len(self.timeouts_s), "text/plain"
+
+
+def test_another_thread_answers_and_serves_the_connection_from_then_on(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging = HangingScrape()
+    web = serve(scrape=hanging, max_requests=1)
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(web), timeout=10)
+
+    def scrape() -> bytes:
+        connection.request("GET", "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "1"})
+        return connection.getresponse().read()
+
+    assert scrape() == b"x 2\n", "with the only slot"
+    assert hanging.could_be_relieved == [True, False]
+    first_s, second_s = hanging.timeouts_s
+    assert first_s == 0.75
+    assert 0.0 < second_s <= 0.75 * 0.7, "Prometheus does not wait longer because of this"
+    assert scrape() == b"x 3\n"
+    hanging.release.set()
+    assert hanging.ended.wait(10.0)
+    assert [scrape() for _ in range(3)] == [b"x 4\n", b"x 5\n", b"x 6\n"]
+    assert hanging.could_be_relieved[2:] == [True] * 4
+    assert len(web._connections) == 1
+    connection.close()
+    wait_until(lambda: len(web._connections) == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_without_threads_a_connection_that_hangs_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = HangingScrape()
+    web = serve(scrape=hanging)
+    with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as peer:
+        wait_until(lambda: len(web._connections) == 1)
+        monkeypatch.setattr(threading.Thread, "start", fail_to_start)
+        peer.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert peer.recv(100) == b""
+    monkeypatch.undo()
+    hanging.release.set()
+    assert hanging.ended.wait(10.0)
+
+
+def fail_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

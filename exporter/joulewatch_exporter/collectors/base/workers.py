@@ -208,13 +208,14 @@ class Poller:
 
     def _run(self, turn: Turn) -> None:
         device: Device | None = None
-        next_ns = self._first_ns
+        worker = self._worker
+        worker.due_ns = self._first_ns
         try:
-            while turn.wait(next_ns):
+            while turn.wait():
                 started_ns = turn.busy_since_ns
                 device, pause_s = self._step(turn, device)
-                next_ns = (next_ns if pause_s <= self._poll_s else started_ns) + round(pause_s * NS_PER_S)
-                next_ns = max(next_ns, time.monotonic_ns())
+                due_ns = (worker.due_ns if pause_s <= self._poll_s else started_ns) + round(pause_s * NS_PER_S)
+                worker.due_ns = max(due_ns, time.monotonic_ns())
         finally:
             if not turn.is_abandoned:
                 self._close(device)
