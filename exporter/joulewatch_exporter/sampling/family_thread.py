@@ -16,8 +16,9 @@ from joulewatch_exporter.threads import Turn, Worker
 
 logger = logging.getLogger(__name__)
 
-QUICK_S: Final = 0.001
-"""A family whose last scan took longer is read by its own thread, so that slow families are read at the same time."""
+QUICK_S: Final = 0.005
+"""A family whose last scan took longer is read by its own thread, because slow devices can be read at the same time.
+Below, threads that wait for each other take longer than the reads (Python runs one thread at a time)."""
 STUCK_S: Final = 10.0
 """Longest time without progress, in addition to two polls; a device that hangs is quarantined much sooner."""
 

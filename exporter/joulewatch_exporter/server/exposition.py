@@ -91,7 +91,6 @@ _HEADS: Final[dict[Format, dict[str, str]]] = {
 
 _Values = Sequence[float | None]
 _QuantityLabels = tuple[str, str, str, str]
-_Row = tuple[SensorInfo, Health, Reads, _QuantityLabels]
 
 
 def _quantity_labels(collector: str, info: SensorInfo) -> _QuantityLabels:
@@ -116,15 +115,9 @@ class _Prefixes:
     up: tuple[str, ...]
     state: tuple[str, ...]
     """Up to the value of the label ``state``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _SlowLines:
-    """The lines of one family that depend on metadata and health only, by metric name."""
-
-    key: object
-    """What they depend on."""
-    lines: Mapping[str, str]
+    known: list[tuple[object, Mapping[str, str]] | None]
+    """For each of ``layout.infos``: the lines about the quantity that were shown last, by metric, and what they depend
+    on."""
 
 
 class Exposition:
@@ -155,7 +148,6 @@ class Exposition:
         self._exchanged: set[Key] = set()
         """Sensors for which a calibration of another model was logged."""
         self._prefixes: dict[str, _Prefixes] = {}
-        self._slow: dict[str, _SlowLines] = {}
         self._sections: dict[str, Section] = {}
         self._templates: dict[Format, tuple[list[Section], Template]] = {}
         """The last template of each format, and the sections that it was made of."""
@@ -272,11 +264,16 @@ class Exposition:
         prefixes = self._prefixes.get(collector)
         if prefixes is None or prefixes.layout is not scan.layout:
             prefixes = self._prefixes[collector] = _prefixes(collector, scan.layout)
-        key = (scan.layout, scan.healths, scan.reads, primary)
-        slow = self._slow.get(collector)
-        if slow is None or slow.key != key:
-            slow = self._slow[collector] = _SlowLines(key, self._slow_lines(scan, primary))
-        lines: dict[str, Sequence[Piece]] = {name: [text] for name, text in slow.lines.items() if text}
+        lines: dict[str, list[Piece]] = {}
+        for index, (info, health, reads) in enumerate(zip(scan.layout.infos, scan.healths, scan.reads, strict=True)):
+            if health is None:
+                continue
+            key = (health, reads, (collector, info.quantity) in primary)
+            known = prefixes.known[index]
+            if known is None or known[0] != key:
+                known = prefixes.known[index] = (key, self._quantity_lines(collector, info, *key))
+            for name, text in known[1].items():
+                lines.setdefault(name, []).append(text)
         lines |= _state_lines(prefixes, scan.states)
         first = 0
 
@@ -300,37 +297,41 @@ class Exposition:
             first += len(others)
         return lines
 
-    def _slow_lines(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, str]:
-        """Return the lines that depend on metadata and health only, by metric name."""
-        rows = [
-            (info, health, reads, _quantity_labels(scan.collector, info))
-            for info, health, reads in zip(scan.layout.infos, scan.healths, scan.reads, strict=True)
-            if health is not None
-        ]
-        lines = [
-            _line(catalog.SENSOR_INFO, self._info_labels(info, reads, labels, primary), 1)
-            for info, _, reads, labels in rows
-        ]
-        calibrations = self._calibration_lines(rows) if self._calibrations.entries else {}
-        return {catalog.SENSOR_INFO.name: "".join(lines), **_health_lines(rows), **calibrations}
-
-    def _calibration_lines(self, rows: Sequence[_Row]) -> dict[str, str]:
-        parameters: list[str] = []
-        infos: list[str] = []
-        for info, _, _, labels in rows:
-            calibration = self._calibrations.of(labels[0], info)
-            if calibration is None:
-                self._log_exchanged(labels[0], info)
-                continue
-            parameters += [
-                _line(catalog.SENSOR_CALIBRATION, (*labels, name), value) for name, value in calibration.parameters
-            ]
-            accuracy = calibration.reference.accuracy
-            texts = (calibration.reference.name, "" if accuracy is None else repr(accuracy), calibration.date)
-            infos.append(_line(catalog.SENSOR_CALIBRATION_INFO, (*labels, *texts), 1))
+    def _quantity_lines(
+        self, collector: str, info: SensorInfo, health: Health, reads: Reads, is_primary: bool
+    ) -> Mapping[str, str]:
+        """Return the lines about one quantity that rarely change, by metric name."""
+        labels = _quantity_labels(collector, info)
+        is_counter = reads == "energy"  # a power sensor has no counter that could wrap or restart
+        values = (
+            (catalog.SENSOR_WINDOW, info.window_s),
+            (catalog.DEVICE_LIMIT, info.limit_watts if info.quantity.scope == "device" else None),
+            (catalog.SENSOR_REFRESH, health.refresh_s),
+            (catalog.SENSOR_WRAPS, health.wraps if is_counter else None),
+            (catalog.SENSOR_RESETS, health.resets if is_counter else None),
+            (catalog.SENSOR_REJECTED, health.rejected),
+            (catalog.SENSOR_UNMEASURED, health.unmeasured_s),
+        )
         return {
-            catalog.SENSOR_CALIBRATION.name: "".join(parameters),
-            catalog.SENSOR_CALIBRATION_INFO.name: "".join(infos),
+            catalog.SENSOR_INFO.name: _line(
+                catalog.SENSOR_INFO, self._info_labels(info, reads, labels, is_primary=is_primary), 1
+            ),
+            **{metric.name: _line(metric, labels, value) for metric, value in values if value is not None},
+            **(self._calibration_lines(info, labels) if self._calibrations.entries else {}),
+        }
+
+    def _calibration_lines(self, info: SensorInfo, labels: _QuantityLabels) -> Mapping[str, str]:
+        calibration = self._calibrations.of(labels[0], info)
+        if calibration is None:
+            self._log_exchanged(labels[0], info)
+            return {}
+        accuracy = calibration.reference.accuracy
+        texts = (calibration.reference.name, "" if accuracy is None else repr(accuracy), calibration.date)
+        return {
+            catalog.SENSOR_CALIBRATION.name: "".join(
+                [_line(catalog.SENSOR_CALIBRATION, (*labels, name), value) for name, value in calibration.parameters]
+            ),
+            catalog.SENSOR_CALIBRATION_INFO.name: _line(catalog.SENSOR_CALIBRATION_INFO, (*labels, *texts), 1),
         }
 
     def _log_exchanged(self, collector: str, info: SensorInfo) -> None:
@@ -340,18 +341,15 @@ class Exposition:
             logger.warning("%s", other.exchanged_text(collector, info))
 
     def _info_labels(
-        self, info: SensorInfo, reads: Reads, labels: _QuantityLabels, primary: frozenset[Key]
+        self, info: SensorInfo, reads: Reads, labels: _QuantityLabels, *, is_primary: bool
     ) -> tuple[str, ...]:
-        is_primary = ""
-        if info.quantity.scope == "node":
-            is_primary = "1" if (labels[0], info.quantity) in primary else "0"
         return (
             info.quantity.scope,
             *labels,
             "emulated" if self._emulated else info.method,
             reads,
             info.read_mode or "",
-            is_primary,
+            str(int(is_primary)) if info.quantity.scope == "node" else "",
             info.host(self._nodename),
             info.model,
             info.source,
@@ -398,10 +396,11 @@ def _prefixes(collector: str, layout: Layout) -> _Prefixes:
         state=tuple(
             series(catalog.SENSOR_STATE, (collector, device, "")).removesuffix('"} ') for device in layout.devices
         ),
+        known=[None] * len(layout.infos),
     )
 
 
-def _state_lines(prefixes: _Prefixes, states: Sequence[str]) -> dict[str, Sequence[Piece]]:
+def _state_lines(prefixes: _Prefixes, states: Sequence[str]) -> dict[str, list[Piece]]:
     return {
         catalog.SENSOR_UP.name: [
             f"{prefix}{float(state == OK)!r}\n" for prefix, state in zip(prefixes.up, states, strict=True)
@@ -453,41 +452,3 @@ _PROCESS: Final = Section(
         **{metric.name: samples([series(metric, ())], [slot]) for slot, metric in enumerate(process_metrics.METRICS)},
     },
 )
-
-
-_HEALTH_METRICS: Final[tuple[tuple[Metric, Callable[[Health], float | None]], ...]] = (
-    (catalog.SENSOR_REFRESH, lambda health: health.refresh_s),
-    (catalog.SENSOR_WRAPS, lambda health: health.wraps),
-    (catalog.SENSOR_RESETS, lambda health: health.resets),
-    (catalog.SENSOR_REJECTED, lambda health: health.rejected),
-    (catalog.SENSOR_UNMEASURED, lambda health: health.unmeasured_s),
-)
-
-
-def _window_s(info: SensorInfo) -> float | None:
-    return info.window_s
-
-
-def _limit_watts(info: SensorInfo) -> float | None:
-    return info.limit_watts if info.quantity.scope == "device" else None
-
-
-_OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
-"""Shown for energy sensors only: a power sensor has no counter that could wrap or restart."""
-
-
-def _health_lines(rows: Sequence[_Row]) -> dict[str, str]:
-    blocks: dict[str, str] = {}
-    for metric, get in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
-        blocks[metric.name] = "".join(
-            [_line(metric, labels, value) for info, _, _, labels in rows if (value := get(info)) is not None]
-        )
-    for metric, value_of in _HEALTH_METRICS:
-        blocks[metric.name] = "".join(
-            [
-                _line(metric, labels, value)
-                for _, health, reading, labels in rows
-                if (value := value_of(health)) is not None and (reading == "energy" or metric not in _OF_COUNTERS)
-            ]
-        )
-    return blocks

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TypeAlias
 
 Piece: TypeAlias = "str | int"
@@ -42,15 +41,17 @@ class Template:
     def __init__(self, pieces: Iterable[Piece]) -> None:
         """Join all text between two slots."""
         # Text and slots in turns, so that the values can be put into every other place.
-        self._parts = [""]
+        self._parts: list[str] = []
         self._slots: list[int] = []
-        for is_slot, group in groupby(pieces, lambda piece: isinstance(piece, int)):
-            if not is_slot:
-                self._parts[-1] = "".join([str(piece) for piece in group])
-                continue
-            for slot in group:
-                self._slots.append(int(slot))
-                self._parts += ("", "")
+        texts: list[str] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                texts.append(piece)
+            else:
+                self._parts += ("".join(texts), "")
+                self._slots.append(piece)
+                texts.clear()
+        self._parts.append("".join(texts))
 
     def fill(self, values: Sequence[float | None]) -> bytes:
         """Return the text with these values in its slots."""

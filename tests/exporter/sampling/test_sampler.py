@@ -744,7 +744,7 @@ def quick(sampler: Sampler) -> Sampler:
 
 def test_the_thread_of_a_scrape_reads_quick_families_and_no_others(start: Start) -> None:
     fast, slow, cached = energy_sensor("socket0"), power_sensor("i2c"), power_sensor("bmc")
-    slow.delay_s = 0.003
+    slow.delay_s = 0.02
     sampler = start(
         fake_family("rapl", Machine([fast])),
         fake_family("hwmon", Machine([slow])),
