@@ -223,6 +223,10 @@ class Collector(Protocol):
 
     A family that counts throttled time also has the property ``throttled``: a sequence of `Throttled`, the same object
     until it changes. It is read in every scan, so it must not read a device.
+
+    A family whose devices are better read together also has the method ``prepare``, without arguments. It is called
+    when a scan begins, before the sensors are read, must not raise, and must return within a second although a device
+    hangs.
     """
 
     name: ClassVar[str]

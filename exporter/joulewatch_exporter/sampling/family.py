@@ -169,6 +169,7 @@ class Family:
 
     def _lay_out(self, collector: Collector) -> None:
         self._sensors = collector.sensors
+        self._prepare: Callable[[], None] | None = getattr(collector, "prepare", None)
         read_mode = collector.timing.read_mode
         known = self.layout.devices
         devices: dict[str, int] = {}
@@ -234,6 +235,8 @@ class Family:
         started_ns = clock.monotonic_ns()
         if self.manages_devices and self._collector.sensors is not self._sensors:
             self._lay_out(self._collector)
+        if self._prepare is not None:
+            self._prepare()
         self._scan_number += 1
         number = self._scan_number
         count = len(self.layout.devices)

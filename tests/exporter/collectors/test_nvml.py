@@ -531,6 +531,112 @@ def test_a_hanging_gpu_costs_its_deadline_once(machine: GpuMachine, immediate_re
     wait_until(has_recovered)
 
 
+# -- all GPUs of a scan, on one thread ------------------------------------------------------------------
+
+THIRD = "GPU-cccccccc-0000-0000-0000-000000000003"
+OTHER = replace(H100, uuid=THIRD, bus_id="0000:ca:00.0")
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The thread of each call that reads the quantities of a GPU."""
+    threads: list[int] = []
+    read = pynvml.nvmlDeviceGetFieldValues
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return read(*args)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetFieldValues", noted)
+    return threads
+
+
+def test_a_scan_reads_all_gpus_on_one_thread(machine: GpuMachine, readers: list[int]) -> None:
+    gpus = machine.gpus(H100, A100, OTHER)
+    family = Family(machine.collect())
+    family.scan()
+    gpus.advance(2.0)
+    readers.clear()
+    before_s = time.time()
+    scan = family.scan()
+    assert len(readers) == 3
+    assert len(set(readers) - {threading.get_ident()}) == 1
+    assert [totals(scan)[uuid, "total"] for uuid in (FIRST, SECOND, THIRD)] == [600.0, 400.0, 600.0]
+    assert all(read_at_s is not None and read_at_s >= before_s - 0.001 for read_at_s in scan.read_at_s)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_gpu_that_hangs_in_a_scan_delays_the_others_once(
+    machine: GpuMachine, readers: list[int], immediate_restarts: None, place: int
+) -> None:
+    """It keeps the thread on which it hangs; those after it are read on their own threads."""
+    specs = [H100, A100, OTHER]
+    specs[place] = replace(specs[place], faults=(fault("hang", 1.0, 1.0),))
+    gpus = machine.gpus(*specs)
+    collector = machine.collect()
+    family = Family(collector)
+    family.scan()
+    threads = threading.active_count()
+    uuids = [FIRST, SECOND, THIRD]
+    gpus.advance(1.5)
+    collector.call_timeout_s = 0.1
+    for _ in range(2):  # the second scan is the one after a slow batch, without one
+        scan = family.scan()
+        assert scan.up == tuple(uuid != uuids[place] for uuid in uuids)
+        assert scan.errors == ((uuids[place], "timeout", 1),)
+    readers.clear()
+    collector.call_timeout_s = 5.0
+    scan = family.scan()
+    assert scan.up == tuple(uuid != uuids[place] for uuid in uuids)
+    assert len(set(readers)) == 1, "the two others together"
+    assert [gpu.thread.is_hanging for gpu in collector.gpus.values()] == [uuid == uuids[place] for uuid in uuids]
+    gpus.advance(2.5)
+    wait_until(lambda: all(family.scan().up))
+    assert family.scan().errors == ((uuids[place], "timeout", 1),)
+    assert threading.active_count() <= threads + 1, "the thread that hung may not have ended yet"
+
+
+def test_an_error_of_one_gpu_is_that_of_its_own_read(machine: GpuMachine, readers: list[int]) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault("glitch", 1.0, 1.0),)), A100)
+    family = Family(machine.collect())
+    family.scan()
+    gpus.advance(1.5)
+    readers.clear()
+    scan = family.scan()
+    assert (scan.up, scan.errors) == ((False, True), ((FIRST, "glitch", 1),))
+    assert len(readers) == 2, "it is not read twice"
+
+
+def test_gpus_that_take_long_together_are_read_one_by_one(machine: GpuMachine, readers: list[int]) -> None:
+    """Otherwise one that does not hang would exceed its deadline."""
+    machine.gpus(H100, A100)
+    collector = machine.collect()
+    family = Family(collector)
+    family.scan()
+    collector.call_timeout_s = 10.0
+    collector._batch.took_s = 2.6
+    readers.clear()
+    assert all(family.scan().up)
+    assert len(set(readers)) == 2
+    readers.clear()
+    assert all(family.scan().up)
+    assert len(set(readers)) == 1
+
+
+def test_no_gpu_is_read_together_while_nvml_is_restarted_or_after_the_end(
+    machine: GpuMachine, readers: list[int]
+) -> None:
+    machine.gpus(H100)
+    collector = machine.collect()
+    collector.gate.block(SensorGlitchError("restarting"), 1.0)
+    readers.clear()
+    collector.prepare()
+    collector.gate.open()
+    collector.gpus[FIRST].thread.close()
+    collector.prepare()
+    assert readers == []
+
+
 def test_a_gpu_that_hangs_from_the_start_is_published_once_it_answers(
     machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

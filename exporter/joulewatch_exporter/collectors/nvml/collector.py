@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from joulewatch_exporter.collectors.base.sysfs import list_names
+from joulewatch_exporter.collectors.nvml.batch import Batch
 from joulewatch_exporter.collectors.nvml.conditions import ASKED_NS
 from joulewatch_exporter.collectors.nvml.gpu import Description, describe, plausible_limit
 from joulewatch_exporter.collectors.nvml.library import (
@@ -53,7 +54,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Finding, Host, Sensor, Throttled, Timing
+from joulewatch_exporter.model import Finding, Host, Reading, Sensor, Throttled, Timing
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ class NvmlCollector:
         """GPUs, by NVML's index, that could not be added, and why."""
         self._findings_by_index: dict[int, tuple[Finding, ...]] = {}
         self._throttled: tuple[Throttled, ...] = ()
+        self._batch = Batch()
+        """What the present scan has read."""
         self._asked_until_ns = 0
         """Until when the conditions are read in the background."""
         self._driver = "unknown"
@@ -203,6 +206,23 @@ class NvmlCollector:
             raise error
         share(collector)
         return collector
+
+    def prepare(self) -> None:
+        """Read all GPUs that answer together, for the scan that begins now."""
+        before, self._batch = self._batch, Batch()
+        # If they take long together, the deadline of one is too short for all.
+        if before.took_s > self.call_timeout_s / 4 or self.gate.enter() is not None:
+            return
+        try:
+            gpus = [gpu for gpu in list(self.gpus.values()) if gpu.lost is None and not gpu.thread.is_hanging]
+            if gpus:
+                self._batch.read(gpus, self.call_timeout_s)
+        finally:
+            self.gate.leave()
+
+    def prepared(self, sensor: GpuSensor) -> Sequence[Reading] | Exception | None:
+        """Return what ``prepare`` has read: see `sensor.Owner`."""
+        return self._batch.take(sensor)
 
     def settle(self, timeout_s: float) -> None:
         """Return at once: GPUs are read on demand."""

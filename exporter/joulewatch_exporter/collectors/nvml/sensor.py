@@ -102,6 +102,10 @@ class Owner(Protocol):
     gpus: dict[str, Gpu]
     call_timeout_s: float
 
+    def prepared(self, sensor: GpuSensor) -> Sequence[Reading] | Exception | None:
+        """Return what a read for the present scan has returned or raised, once; None: there was none."""
+        ...
+
     def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
         """Publish the power limit that a GPU enforces now."""
         ...
@@ -149,13 +153,16 @@ class GpuSensor:
                 collector.gate.wait_until_added(gpu, patience_s)
             if gpu.lost is not None:
                 raise self._copy(gpu.lost)
-            if gpu.thread.is_hanging:
+            result = collector.prepared(self)
+            if result is None and gpu.thread.is_hanging:
                 error = SensorTimeoutError(f"{self.device}: an earlier call has not returned")
                 error.is_repeated = True
                 raise error
             handle = gpu.handle
             try:
-                readings = gpu.thread.call(lambda: self._query(handle), collector.call_timeout_s)
+                if isinstance(result, Exception):
+                    raise result
+                readings = result or gpu.thread.call(lambda: self.query(handle), collector.call_timeout_s)
             except SensorAbsentError as error:
                 # Until the watcher finds it again. A copy, because the error would keep the stack of this call alive.
                 gpu.lost = self._reported = SensorAbsentError(str(error))
@@ -172,8 +179,8 @@ class GpuSensor:
         self._reported = error
         return copy
 
-    def _query(self, handle: Any) -> Sequence[Reading]:
-        """Read all quantities; runs on the GPU's thread."""
+    def query(self, handle: Any) -> Sequence[Reading]:
+        """Read all quantities; runs on a thread that may hang."""
         nvml = self._collector.nvml
         values: list[tuple[Channel, float, int]] = []  # milliwatts or millijoules, and the time of the read
         failures: dict[Channel, int] = {}
