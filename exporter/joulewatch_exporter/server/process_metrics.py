@@ -1,7 +1,7 @@
 """The metrics of the exporter's own process, as prometheus_client names and describes them.
 
-prometheus_client takes 0.13 ms for these seven lines, four times as long as the rendering of 20 sensors takes; here
-it is 0.01 ms. ``statm`` and getrusage(2) have the same values as ``/proc/self/stat``, for which the kernel adds up the
+prometheus_client takes 0.13 ms for these seven lines, five times as long as the text of 20 sensors takes; here it is
+0.01 ms. ``statm`` and getrusage(2) have the same values as ``/proc/self/stat``, for which the kernel adds up the
 times of all threads. And prometheus_client lists all open descriptors, of which there is one for each sensor's file:
 0.4 ms for 1,000. From 6.2 on, Linux reports their number as the size of the directory, in 3 µs.
 """
