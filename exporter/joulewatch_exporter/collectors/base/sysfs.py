@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -105,27 +106,42 @@ def _whole_number(path: str, text: bytes) -> int:
         raise SensorGlitchError(f"{path}: {shown!r} is not a whole number") from error
 
 
+@lru_cache(1)
+def _sysfs_devices() -> frozenset[int]:
+    """Return the device number of each mounted sysfs."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    # See proc_pid_mountinfo(5): the third field is the number, and the type follows the separator.
+    mounts = [(line.split(), line.partition(" - ")[2].split()) for line in lines]
+    numbers = [fields[2].split(":") for fields, types in mounts if types[:1] == ["sysfs"]]
+    return frozenset(os.makedev(int(major), int(minor)) for major, minor in numbers)
+
+
 class HeldFile:
     """A short file that is kept open between reads.
 
     If the file was replaced (by a rename, as programs that write whole files do), the open file has no links left, and
-    is reopened, so that an old value is never read. If the device is gone, the read fails with ENODEV.
+    is reopened, so that an old value is never read. In sysfs no file is replaced, so this is not checked: if the device
+    is gone, the read fails with ENODEV.
     """
 
-    __slots__ = ("_descriptor", "path")
+    __slots__ = ("_can_be_replaced", "_descriptor", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._descriptor = -1
+        self._can_be_replaced = True
 
     def read_bytes(self) -> bytes:
         """Return the current text; raises the same errors as `read_int`."""
         try:
+            if self._descriptor >= 0 and self._can_be_replaced and not _fstat(self._descriptor).st_nlink:
+                self.close()
             if self._descriptor < 0:
                 self._descriptor = _open(self.path, _FLAGS)
-            elif not _fstat(self._descriptor).st_nlink:
-                self.close()
-                self._descriptor = _open(self.path, _FLAGS)
+                self._can_be_replaced = _fstat(self._descriptor).st_dev not in _sysfs_devices()
             return _pread(self._descriptor, _NUMBER_BYTES, 0)
         except OSError as error:
             self.close()

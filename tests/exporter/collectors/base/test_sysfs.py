@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.base import sysfs
 from joulewatch_exporter.collectors.base.sysfs import (
     HeldInt,
     cpuinfo,
@@ -157,6 +158,39 @@ def test_an_open_file_that_was_replaced_is_reopened(tmp_path: Path) -> None:
         (tmp_path / "new").replace(path)
         assert held.read() == value
     held.close()
+
+
+def test_only_files_outside_sysfs_are_checked_for_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check takes a third of a read. The kernel never replaces a file: a device that is gone is an error."""
+    checked: list[int] = []
+    fstat = os.fstat
+
+    def noted(descriptor: int) -> os.stat_result:
+        checked.append(descriptor)
+        return fstat(descriptor)
+
+    monkeypatch.setattr(sysfs, "_fstat", noted)
+    (tmp_path / "uevent_seqnum").write_text("7\n")
+    for folder, checks in ((Path("/sys/kernel"), 1), (tmp_path, 3)):
+        checked.clear()
+        held = HeldInt(str(folder / "uevent_seqnum"))
+        for _ in range(3):
+            assert held.read() >= 0
+        assert len(checked) == checks
+        held.close()
+
+
+@pytest.mark.parametrize("text", [None, "", "22 27 0:21 / /proc rw - proc proc rw\nnonsense\n"])
+def test_without_a_sysfs_among_the_mounts_each_file_is_checked(
+    monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    def mounts(path: Path) -> str:
+        if text is None:
+            raise OSError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", mounts)
+    assert sysfs._sysfs_devices.__wrapped__() == frozenset()
 
 
 def test_an_open_file_that_disappeared_is_absent_until_it_is_back(tmp_path: Path) -> None:
