@@ -180,7 +180,7 @@ def serve(
     def aged_scrape(
         *, accept: str | None, only: frozenset[str] | None, timeout_s: float, take_over: Callable[[], None] | None
     ) -> tuple[bytes, str]:
-        # No client's own thread reads for all others.
+        # These scans are for all such clients, so no thread of a client makes them itself.
         return render(aged.get(only), accept)
 
     def edge() -> bytes:
