@@ -265,9 +265,8 @@ class Family:
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
-                was_asleep = entry.failing == SensorAsleepError.reason
                 entry.failing = None
-                if not (was_asleep and self._is_other_asleep(entry)):
+                if not self._other_failures(entry):
                     logger.info("%s %s: can be read again", self.name, entry.device)
             states = entry.states
             if len(readings) > len(states):
@@ -371,19 +370,23 @@ class Family:
             return
         entry.failing = reason
         if is_asleep:
-            if not self._is_other_asleep(entry):
+            if SensorAsleepError.reason not in self._other_failures(entry):
                 logger.info("%s %s: %s: %s", self.name, device, reason, error)
         elif isinstance(error, SensorError):
             logger.warning("%s %s: %s: %s", self.name, device, reason, error)
         else:
             logger.error("%s %s: the collector failed", self.name, device, exc_info=error)
 
-    def _is_other_asleep(self, entry: _SensorEntry) -> bool:
-        """Return whether another sensor of the same device is asleep: a device falls asleep and wakes as a whole."""
-        return any(
-            other is not entry and other.device == entry.device and other.failing == SensorAsleepError.reason
+    def _other_failures(self, entry: _SensorEntry) -> set[str]:
+        """Return the reasons why other sensors of the same device cannot be read.
+
+        A device falls asleep, and can be read again, as a whole: its sensors share the lines of the log about that.
+        """
+        return {
+            other.failing
             for other in self._entries
-        )
+            if other is not entry and other.device == entry.device and other.failing is not None
+        }
 
     def count_errors(self, devices: Iterable[str], reason: str) -> None:
         """Count one failed read for each device; safe from any thread."""

@@ -129,6 +129,40 @@ def test_one_line_per_change_of_state(caplog: pytest.LogCaptureFixture) -> None:
     assert "read again" in lines[1]
 
 
+def test_one_line_when_the_last_failing_sensor_of_a_device_can_be_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the reason of each failure: denied, asleep."""
+    clock = FakeClock()
+    channels = [power_sensor("chip", domain=f"channel{number}") for number in range(8)]
+    other = power_sensor("other")
+    family = family_of(clock, *channels, other)
+    for channel in channels:
+        channel.error = SensorDeniedError("/sys/power1_average: Permission denied")
+    other.error = SensorGlitchError("/sys/power1_average: Input/output error")
+    channels[0].error = SensorAsleepError("suspended")
+    family.scan()
+    caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        caplog.clear()
+        family.scan()
+        return [record.getMessage() for record in caplog.records]
+
+    for channel in channels[:7]:
+        channel.error = None
+    assert lines() == []
+    other.error = None
+    assert lines() == ["fake other: can be read again"]
+    channels[7].error = None
+    assert lines() == ["fake chip: can be read again"]
+    assert lines() == []
+    for channel in channels:
+        channel.error = SensorGlitchError("/sys/power1_average: Input/output error")
+    family.scan()
+    for channel in channels:
+        channel.error = None
+    assert lines() == ["fake chip: can be read again"]
+
+
 def test_a_device_in_runtime_suspend_is_asleep_without_failing(caplog: pytest.LogCaptureFixture) -> None:
     """It has no values and no errors, is logged once, and is read again in each scan."""
     clock = FakeClock()
