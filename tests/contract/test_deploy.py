@@ -16,7 +16,8 @@ import yaml
 
 from joulewatch_exporter import catalog
 from joulewatch_exporter.sampling.family_thread import STUCK_S
-from joulewatch_exporter.server.edge_socket import DEFAULT_FOLDER
+from joulewatch_exporter.server.connections import MAX_CONNECTIONS
+from joulewatch_exporter.server.edge_socket import DEFAULT_FOLDER, MOST_CONNECTIONS
 from support.dashboards import NAMES, ROOT, load
 from support.require import require_program
 
@@ -132,6 +133,15 @@ def test_the_unit_grants_one_capability_and_no_writing() -> None:
     assert "MemoryMax" in unit
     assert "ProcSubset" not in unit, "hides /proc/stat and /proc/cpuinfo, which the collector estimate needs"
     assert unit["ExecStart"] == ["/opt/joulewatch/bin/joulewatch-exporter $ARGS"]
+
+
+def test_the_limits_of_threads_leave_room_for_all_connections_and_the_sensors() -> None:
+    least = MAX_CONNECTIONS + MOST_CONNECTIONS + 64
+    for path in (DEPLOY / "systemd").rglob("*.conf"):
+        for number in re.findall(r"(?m)^TasksMax=(.*)$", path.read_text(encoding="utf-8")):
+            assert int(number) >= least, path
+    assert int(unit_settings()["TasksMax"][0]) >= least
+    assert services()["exporter"]["pids_limit"] >= least  # that of the quadlet is the same
 
 
 def test_the_unit_waits_for_the_first_scan_and_has_a_watchdog_longer_than_a_stuck_family() -> None:
