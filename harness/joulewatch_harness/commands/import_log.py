@@ -6,16 +6,19 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_output_argument, check_folder
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, cut, one_line
 
 if TYPE_CHECKING:
+    from joulewatch_harness.analysis.sources.log_formats import ReadLog
     from joulewatch_harness.analysis.sources.log_windows import NamedWindow
     from joulewatch_harness.records import RunRecord
+
+_LONGEST_LIST: Final = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             time=args.time or DEFAULT_TIME, power=args.power, energy=args.energy, unit=args.unit, timezone=args.timezone
         )
     read = read_log(args.log, form, unit=args.unit, timezone=args.timezone)
+    scope = _scope(args, read)
     path = Path(args.windows) if args.windows else None
     windows: list[NamedWindow] = []
     is_loadgen, record = False, None
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         path=args.log,
         read=read,
         name=args.name or args.log.stem,
-        scope=args.scope or ("node" if read.component == "node" else "device"),
+        scope=scope,
         accuracy=accuracy,
         windows=windows,
         same_clock=args.align_by_load or not (is_loadgen or record),
@@ -135,6 +139,19 @@ def run(args: argparse.Namespace) -> int:
     next_words = f"analyze {args.out}" if args.windows else f"energy --recording {args.out} --start T --end T"
     print(f"recording: {args.out}; joulewatch {next_words}", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _scope(args: argparse.Namespace, read: ReadLog) -> str:
+    """Return what each log measures; refuse several devices that would each be the whole machine."""
+    scope = args.scope or ("node" if read.component == "node" else "device")
+    if scope == "node" and len(read.logs) > 1:
+        devices = cut(one_line(", ".join(log.device for log in read.logs)), _LONGEST_LIST)
+        default = "" if args.scope else f" (the default of {read.format})"
+        raise ConfigError(
+            f"--scope node{default}: {args.log} has {len(read.logs)} devices ({devices}), and only one can be the "
+            "whole machine; use --scope device"
+        )
+    return str(scope)
 
 
 def _run(args: argparse.Namespace) -> RunRecord:

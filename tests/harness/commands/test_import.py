@@ -210,6 +210,25 @@ def test_wrong_input_is_one_line_and_code_2(
     assert not Path("a.sqlite").exists()
 
 
+def test_several_devices_cannot_each_be_the_whole_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = tmp_path / "gpus.csv", tmp_path / "a.sqlite"
+    header = "timestamp, uuid, power.draw [W]\n"
+    rows = [f"2026/11/28 10:00:0{second}.000, GPU-{gpu}, {100 + gpu} W\n" for second in range(3) for gpu in range(2)]
+    log.write_text(header + "".join(rows), encoding="utf-8")
+    words = ["import", str(log), "--timezone=UTC", f"--out={out}"]
+    assert main([*words, "--scope=node"]) == 2
+    assert capsys.readouterr().err == (
+        f"joulewatch: --scope node: {log} has 2 devices (GPU-0, GPU-1), and only one can be the whole machine; "
+        "use --scope device\n"
+    )
+    assert not out.exists()
+    assert main([*words, "--scope=device"]) == 0
+    assert "gpus/import/GPU-1/total: 3 powers" in capsys.readouterr().out
+    log.write_text(header + "".join(rows[::2]), encoding="utf-8")
+    out.unlink()
+    assert main([*words, "--scope=node"]) == 0, "one device can"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

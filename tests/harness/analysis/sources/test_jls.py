@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from joulewatch_harness.analysis.sources.log_formats import read_log
+from joulewatch_harness.cli import main
 from joulewatch_harness.errors import ConfigError
 
 pyjls = pytest.importorskip("pyjls", reason="needs the extra joulescope")
@@ -80,3 +81,16 @@ def test_an_incomplete_file_is_refused_and_not_changed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not complete: it has 5000 bytes, and its header names \d+"):
         read_log(path, None)
     assert path.read_bytes() == content
+
+
+def test_several_instruments_need_scope_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "a.jls", tmp_path / "a.sqlite"
+    writer = pyjls.Writer(str(path))
+    for number, name in enumerate(("JS220-1", "JS220-2"), start=1):
+        writer.source_def(number, name=name, vendor="Jetperch", model="JS220", version="1", serial_number=name)
+        writer.signal_def(number, source_id=number, sample_rate=RATE_HZ, name="power", units="W")
+        writer.fsr_f32(number, 0, SAMPLES)
+    writer.close()
+    assert main(["import", str(path), f"--out={out}"]) == 2
+    assert "--scope node (the default of jls): " in capsys.readouterr().err
+    assert main(["import", str(path), f"--out={out}", "--scope=device"]) == 0
