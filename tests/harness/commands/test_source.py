@@ -136,3 +136,17 @@ def test_wrong_sources_are_one_line_and_code_2(
     assert main(["analyze", RUN, f"--output={runs}", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_two_mapping_files_of_one_name_are_one_line_and_code_2(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = []
+    for folder in ("a", "b"):
+        path = tmp_path / folder / "rack.yaml"
+        path.parent.mkdir()
+        path.write_text("sensors: [{metric: a, type: gauge, unit: W, scope: node, component: node, device: a}]\n")
+        words.append(f"--source={path}")
+    assert main(["analyze", RUN, f"--output={runs}", *words]) == 2
+    error = capsys.readouterr().err
+    assert "has the same name as --source" in error and error.count("\n") == 1

@@ -55,22 +55,32 @@ def open_sources(
         sensors: The sensors of the run.
 
     Raises:
-        ConfigError: A name or file is not valid, a name is given twice, or there is no Prometheus.
+        ConfigError: A name or file is not valid, two mappings have one name, or there is no Prometheus.
         QueryError: No Prometheus answers.
     """
     from joulewatch_harness.analysis.sources.foreign import MappedSource
-    from joulewatch_harness.analysis.sources.mapping import OWN, read_mapping
+    from joulewatch_harness.analysis.sources.mapping import OWN, read_mapping, shipped
     from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
 
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"--source {name}: is given twice")
-    mappings = [read_mapping(name) for name in names if name != OWN]
+    mappings = {name: read_mapping(name) for name in names if name != OWN}
+    given: dict[str, str] = {}
+    for name, mapping in mappings.items():
+        # The name is the collector of the sensors: equal sensors of two mappings would be one.
+        first = given.setdefault(mapping.name, name)
+        if first != name:
+            file = first if name in shipped() else name
+            raise ConfigError(
+                f"--source {name}: has the same name as --source {first}, {mapping.name}; set another one in {file}, "
+                f"such as name: {mapping.name}2"
+            )
     if prometheus is None:
         raise ConfigError("--source needs --prometheus URL")
     source = open_source(prometheus=prometheus)
     assert isinstance(source, PrometheusSource)
-    return MappedSource(source, mappings, own=OWN in names, machines=machines, sensors=sensors)
+    return MappedSource(source, list(mappings.values()), own=OWN in names, machines=machines, sensors=sensors)
 
 
 def open_recording(path: Path) -> SampleSource:

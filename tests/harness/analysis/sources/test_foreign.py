@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,29 @@ def test_a_mapping_file(tmp_path: Path) -> None:
     ((sensor, record),) = result.sensors.items()
     assert (str(sensor), record.accuracy) == ("node1:9100/rack/pdu7/total", 0.01)
     assert set(result.powers[sensor].values.tolist()) == {20.0}
+
+
+def test_two_mappings_need_different_names(tmp_path: Path) -> None:
+    """A node sensor of the second would replace the same one of the first."""
+    paths = [tmp_path / folder / "rack.yaml" for folder in ("a", "b")]
+    samples = [raw("a_watts", 10.0), raw("b_watts", 20.0)]
+    for path, metric in zip(paths, ("a_watts", "b_watts"), strict=True):
+        path.parent.mkdir()
+        path.write_text(MAPPING.replace("a_watts", metric).replace("gauge", "gauge, scope: node"), encoding="utf-8")
+    names = [str(path) for path in paths]
+    with pytest.raises(ConfigError) as caught:
+        history(samples, *names)
+    assert str(caught.value) == (
+        f"--source {names[1]}: has the same name as --source {names[0]}, rack; set another one in {names[1]}, "
+        "such as name: rack2"
+    )
+    names[0] = str(paths[0].rename(tmp_path / "dcgm.yaml"))
+    for both in ([names[0], "dcgm"], ["dcgm", names[0]]):
+        with pytest.raises(ConfigError, match=re.escape(f"dcgm; set another one in {names[0]}, such as name: dcgm2")):
+            history(samples, *both)
+    paths[1].write_text(f"name: rack2\n{paths[1].read_text(encoding='utf-8')}", encoding="utf-8")
+    result = history(samples, *names)
+    assert {sensor.collector: series.values[0] for sensor, series in result.powers.items()} == {"dcgm": 10, "rack2": 20}
 
 
 @pytest.mark.parametrize(
