@@ -1,6 +1,7 @@
-"""Text of devices and clients, made safe for labels, terminals and logs. Standard library only.
+"""Text for labels, terminals and logs: counts, and the text of devices and clients made safe. Standard library only.
 
-A driver, a BMC or a client chooses it. Raw, it could move the cursor, hide a line, or fill the memory of a server.
+A driver, a BMC or a client chooses its text. Raw, it could move the cursor, hide a line, or fill the memory of a
+server.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text])
+
+
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Return the number with its noun: ``1 sensor``, ``2 sensors``.
+
+    Args:
+        number: How many there are.
+        noun: What is counted, for one; a verb may follow it: ``window is``.
+        plural: The same for any other number (default: the noun with an s).
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def label_text(text: str, longest: int = MAX_LABEL) -> str:

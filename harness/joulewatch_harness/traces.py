@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 from joulewatch_harness.binder import bind_record
 from joulewatch_harness.errors import RecordError
@@ -60,7 +61,8 @@ class Trace:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batches < 1 or self.time_ns <= 0 or not self.operators:
-            raise RecordError(f"a trace of {self.batches} batches and {len(self.operators)} operators is empty")
+            batches, operators = count_of(self.batches, "batch", "batches"), count_of(len(self.operators), "operator")
+            raise RecordError(f"a trace of {batches} and {operators} is empty")
         if any(operator.time_ns < 0 or operator.calls < 1 for operator in self.operators):
             raise RecordError("a trace has an operator with a negative time or without calls")
 

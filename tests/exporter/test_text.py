@@ -1,4 +1,4 @@
-"""Text of devices in labels, on the terminal and in logs."""
+"""Counts, and the text of devices in labels, on the terminal and in logs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ from joulewatch_exporter.logs import _JsonFormatter, _LogfmtFormatter
 from joulewatch_exporter.model import Finding, Quantity, Reading, SensorInfo
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.server.exposition import Exposition
-from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, json_text, label_text, printable
+from joulewatch_exporter.text import MAX_LABEL, MAX_SOURCE, count_of, json_text, label_text, printable
 from support.fake_family import Machine, fake_family
 
 HOSTILE = "card\x1b]0;title\x07\x1b[2J\r\u202e\x9b31m\x00 12V"
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=300)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("sensor",), "0 sensors"),
+        (1, ("sensor",), "1 sensor"),
+        (2, ("sensor",), "2 sensors"),
+        (1, ("window is", "windows are"), "1 window is"),
+        (3, ("window is", "windows are"), "3 windows are"),
+    ],
+)
+def test_a_count_has_the_number_of_its_noun(number: int, words: tuple[str, ...], text: str) -> None:
+    assert count_of(number, *words) == text
 
 
 @given(TEXTS)

@@ -89,7 +89,7 @@ def test_windows_on_an_emulated_machine(
         assert all((window.cores > 0) == (window.load != IDLE) for window in windows)
         assert [len(one.loads) for one in spreads(windows)] == [3]
         monkeypatch.setattr(load_windows, "LEAST_CORES", 1.5)
-        with pytest.raises(ConfigError, match=r"the machine is busy: \w+ had \d\.\d\d of its 1 cores"):
+        with pytest.raises(ConfigError, match=r"the machine is busy: \w+ had \d\.\d\d of its 1 core;"):
             load_windows.measure_loads(meter, cpus, ["cpu"], rounds=1, window_s=0.1, settle_s=0.0)
         monkeypatch.setattr(load_windows, "MOST_OTHERS", -1.0)
         with pytest.raises(ConfigError, match=r"the machine is busy: other programs used \d\.\d\d cores during \w+"):

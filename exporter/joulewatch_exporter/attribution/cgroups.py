@@ -30,6 +30,7 @@ from joulewatch_exporter.collectors.base.proc_stat import read_busy
 from joulewatch_exporter.collectors.base.sysfs import sensor_error
 from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host
+from joulewatch_exporter.text import count_of
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 _BYTES: Final = 256
@@ -103,7 +104,7 @@ class CgroupsSource:
     def findings(self) -> Sequence[Finding]:
         """Return which hierarchy is read, the managers in it, and what limits it."""
         hierarchy, tree = self._hierarchy, self._tree
-        text = f"cgroup {hierarchy.version}, {len(tree.nodes)} cgroups"
+        text = f"cgroup {hierarchy.version}, {count_of(len(tree.nodes), 'cgroup')}"
         for other in self._hierarchies:
             if other is not hierarchy:
                 text += f"; not read: cgroup {other.version} at {other.root}"

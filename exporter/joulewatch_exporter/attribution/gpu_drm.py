@@ -39,6 +39,7 @@ from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Component, Finding, Host
+from joulewatch_exporter.text import count_of
 
 DRIVERS: Final = frozenset({"amdgpu", "i915", "xe"})
 """Kernel drivers whose fdinfo has the time of the engines."""
@@ -162,9 +163,9 @@ class DrmUsageSource:
         self._list_processes()
         self._walk(None)
         if self._denied:
+            of = count_of(len(self._waiting), "process", "processes")
             raise SensorDeniedError(
-                f"{self._procfs}/PID/fdinfo: permission denied for {len(self._denied)} of {len(self._waiting)} "
-                f"processes; {_DENIED_CURE}"
+                f"{self._procfs}/PID/fdinfo: permission denied for {len(self._denied)} of {of}; {_DENIED_CURE}"
             )
         self._read_clients(is_first=True)
         self._read_queues()

@@ -11,6 +11,7 @@ from joulewatch_exporter.attribution.idle import IdlePower, MeasuredIdle
 from joulewatch_exporter.attribution.model import ROOT, UsageSource
 from joulewatch_exporter.config.config import AttributionSettings
 from joulewatch_exporter.model import Component, Finding, Host
+from joulewatch_exporter.text import count_of
 from joulewatch_exporter.threads import DeadlineThread
 
 ANSWER_S: Final = 10.0
@@ -71,8 +72,8 @@ def examine_usage(
     if not shared:
         return [*findings, Finding(status="absent", collector=NAME, subject=NAME, text="no usage can be read")]
     text = (
-        f"shares the energy of {', '.join(shared.values())} between workloads; at most {settings.max_workloads} get "
-        "series"
+        f"shares the energy of {', '.join(shared.values())} between workloads, of which at most "
+        f"{count_of(settings.max_workloads, 'has', 'have')} series"
     )
     findings.append(Finding(status="found", collector=NAME, subject="workloads", text=text))
     return findings + _idle(settings, measured)

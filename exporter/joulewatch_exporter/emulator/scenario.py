@@ -29,6 +29,7 @@ from joulewatch_exporter.emulator.replay import with_points
 from joulewatch_exporter.emulator.signals import CpuLoad, Signal
 from joulewatch_exporter.emulator.workloads import WorkloadLoad
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.text import count_of
 
 _INTEL: Final = "GenuineIntel"
 _ZONE: Final = re.compile(r"[a-z][a-z-]*(?::[0-9a-f]+)+")
@@ -238,11 +239,12 @@ class MachineSpec:
         check_range("cores_per_socket", self.cores, 1, self.cpus_per_socket)
         check_range("memory_gib", self.memory_gib, 0.001)
         if self.cpus_per_socket % self.cores:
-            raise ValueError(f"cores_per_socket: must divide the {self.cpus_per_socket} CPUs of a socket")
+            raise ValueError(f"cores_per_socket: must divide the {count_of(self.cpus_per_socket, 'CPU')} of a socket")
         if self.msr and self.vendor != _INTEL:
             raise ValueError("msr: only Intel's registers are far enough apart for a file to hold them")
         if self.load and len(self.load) != self.sockets:
-            raise ValueError(f"load: needs one entry for each of the {self.sockets} sockets, or none")
+            entries = count_of(self.sockets, "entry", "entries")
+            raise ValueError(f"load: needs {entries}, one per socket, or none")
 
     @property
     def cores(self) -> int:

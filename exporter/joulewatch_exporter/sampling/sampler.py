@@ -36,6 +36,7 @@ from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.saved import SavedState
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Layout, unreadable
 from joulewatch_exporter.sampling.steps import FamilyEdge
+from joulewatch_exporter.text import count_of
 from joulewatch_exporter.threads import AbandonedError, DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -349,7 +350,8 @@ class Sampler:
             poll_s=poll_s,
             read_on_scrape=timing.read_on_scrape,
         )
-        logger.info("%s: %d sensors, read every %g s", family.name, len(collector.sensors), poll_s)
+        sensors = count_of(len(collector.sensors), "sensor")
+        logger.info("%s: %s, read every %g s", family.name, sensors, poll_s)
         with self._lock:
             self._unopened.pop(family.name, None)
             threads = {**self._threads, family.name: thread}

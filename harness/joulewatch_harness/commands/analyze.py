@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.arguments import number
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.stored import find
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, add_source_argument
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
         with PrometheusClient(options) as client:
             count = publish(result, client)
-        print(f"published {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
+        print(f"published {count_of(count, 'sample')} to {options.url}", file=sys.stderr)  # noqa: T201
     if args.strict and worst(result.findings) == "error":
         errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
         print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201

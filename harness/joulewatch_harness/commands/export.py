@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 
 
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             text = f"{args.output}: cannot be written: {error.strerror or error}"
             raise files.write_error(text, error) from error
-    print(f"wrote {count} samples to {args.output}", file=sys.stderr)  # noqa: T201
+    print(f"wrote {count_of(count, 'sample')} to {args.output}", file=sys.stderr)  # noqa: T201
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options, write_file
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
@@ -238,7 +239,7 @@ def _publish(predictions: Sequence[Prediction], args: argparse.Namespace) -> Non
     samples = prediction_samples(predictions, at_s)
     with PrometheusClient(options) as client:
         count = publish_samples(samples, client, 'method="predicted"', "predictions", at_s)
-    print(f"published {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
+    print(f"published {count_of(count, 'sample')} to {options.url}", file=sys.stderr)  # noqa: T201
 
 
 def prediction_samples(predictions: Sequence[Prediction], at_s: float) -> list[Sample]:

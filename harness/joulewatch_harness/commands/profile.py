@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from joulewatch_exporter.arguments import number
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.commands.options import (
@@ -334,8 +335,8 @@ def measure_plan(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[RunEn
     for remark in prepared.remarks:
         _report(remark)
     _report(
-        f"run {prepared.run}: {_count(len(plan.configurations), 'configuration')} x "
-        f"{_count(len(plan.batch_sizes), 'batch size')} x "
+        f"run {prepared.run}: {count_of(len(plan.configurations), 'configuration')} x "
+        f"{count_of(len(plan.batch_sizes), 'batch size')} x "
         f"{_rounds_text(plan)}, windows of {window_length_s(plan, refresh_s):g} s (preset {plan.preset}): "
         f"about {duration(progress.total_s)}"
     )
@@ -472,7 +473,7 @@ def _publish(result: RunResult, prometheus: PrometheusOptions, again: str) -> No
     except JoulewatchError as error:
         _report(f"the results are not on the dashboards: {error}\nTry again with: {again} --publish")
     else:
-        _report(f"published {count} samples to {prometheus.url}")
+        _report(f"published {count_of(count, 'sample')} to {prometheus.url}")
 
 
 def dashboard_link(record: RunRecord, grafana: str) -> str:
@@ -496,14 +497,15 @@ def _report_sensors(sensors: Sequence[SensorRecord]) -> None:
 
 def _report_delivery(report: DeliveryReport, prepared: Prepared) -> None:
     assert prepared.prometheus is not None
-    _report(f"{report.delivered} windows are in {prepared.prometheus.url} (confirmed by reading back)")
+    windows = count_of(report.delivered, "window is", "windows are")
+    _report(f"{windows} in {prepared.prometheus.url} (confirmed by reading back)")
     push = f"joulewatch runs push {prepared.folder} --prometheus {prepared.prometheus.url}"
     for what, reason in report.refusals():
         _report(f"{what} refused: {reason}; the journal has everything: {push}")
     if report.pending or report.trouble:
         why = f": {report.trouble}" if report.trouble else ""
         _report(
-            f"{_count(report.pending, 'window')} not delivered yet{why}; the journal has everything. "
+            f"{count_of(report.pending, 'window')} not delivered yet{why}; the journal has everything. "
             f"Deliver the rest with: {push}"
         )
 
@@ -523,13 +525,10 @@ def _report_method(sensors: Sequence[SensorRecord]) -> None:
 def _rounds_text(plan: Plan) -> str:
     target = plan.max_relative_uncertainty
     if target is None:
-        return f"{plan.rounds} rounds"
+        assert plan.rounds is not None
+        return count_of(plan.rounds, "round")
     limit = "" if plan.max_run_s is None else f", at most {plan.max_run_s:g} s"
     return f"{LOOKS[0]} to {LOOKS[-1]} rounds (until ±{100 * target:g} %{limit})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _report(text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_exporter.arguments import number
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, network_options
 from joulewatch_harness.errors import ConfigError
@@ -166,7 +167,7 @@ def _finn(word: str, args: argparse.Namespace, own_cards: list[Card]) -> list[Ca
     setting = Setting(batch_sizes=sizes, driver_seconds=args.driver_seconds, host_watts=args.host_watts)
     designs = read_designs(Path(folder))
     if len(designs) != 1:
-        raise ConfigError(f"--finn {word!r}: {len(designs)} designs; give one of {args.network}")
+        raise ConfigError(f"--finn {word!r}: {count_of(len(designs), 'design')}; give one of {args.network}")
     named = dataclasses.replace(designs[0], network=Path(args.network).stem)
     predictions = predict_designs([named], card, setting)
     rest = card.fact("idle_watts")

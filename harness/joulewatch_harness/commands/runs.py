@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_exporter import catalog
 from joulewatch_exporter.arguments import number
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.table import Column, Table, json_text, terminal_width
 from joulewatch_harness.clients.options import (
     PrometheusOptions,
@@ -226,7 +227,8 @@ def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> Non
         ]
         text = Table(columns, [report]).csv()
     else:
-        text = f"{name}: {report.delivered} of {report.windows} windows are in {url}\n"
+        verb = "is" if report.delivered == 1 else "are"
+        text = f"{name}: {report.delivered} of {count_of(report.windows, 'window')} {verb} in {url}\n"
     sys.stdout.write(text)
     for what, reason in report.refusals():
         print(f"{what} refused: {reason}", file=sys.stderr)  # noqa: T201

@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from joulewatch_exporter import catalog
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.clocktime import to_ms
@@ -190,8 +191,8 @@ class PushgatewaySink:
         """Close the connections."""
         if self._leftover:
             logger.warning(
-                "%d groups remain in the Pushgateway %s: 'joulewatch runs push' deletes them",
-                len(self._leftover),
+                "%s in the Pushgateway %s: delete with 'joulewatch runs push'",
+                count_of(len(self._leftover), "group remains", "groups remain"),
                 self._gateway.url,
             )
         self._client.close()

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import __version__
 from joulewatch_harness.clients.options import load_options
 from joulewatch_harness.clients.slurm import expand_hostlist
@@ -103,7 +104,7 @@ def header_of(environment: Mapping[str, str], now_s: float, salt: Path = SALT) -
         exporters=tuple(ExporterRecord(name=node, url="", nodename=node) for node in nodes),
         sensors=(),
         provenance={
-            "hardware": f"{len(nodes)} nodes" + (f" of {known}" if known else ""),
+            "hardware": count_of(len(nodes), "node") + (f" of {known}" if known else ""),
             "versions": {"joulewatch": __version__},
             "slurm": {"job": job, "name": name, "cluster": known, "nodes": nodes, "user": user},
         },

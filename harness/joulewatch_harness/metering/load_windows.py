@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.calibration.spread import IDLE, LoadWindow
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.metering.loads import LIGHT, LOADS, Workers
@@ -72,5 +73,6 @@ def _check_quiet(load: str, cores: float, processors: int, window: Window) -> No
         )
     if load not in (IDLE, LIGHT) and cores < LEAST_CORES * processors:
         raise ConfigError(
-            f"calibrate --workloads: the machine is busy: {load} had {cores:.2f} of its {processors} cores; {advice}"
+            f"calibrate --workloads: the machine is busy: {load} had {cores:.2f} of its "
+            f"{count_of(processors, 'core')}; {advice}"
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clients.exporter import ExporterClient
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clocktime import to_ms
@@ -161,8 +162,8 @@ class Meter:
                 running.sync.close()
                 report = running.delivery.close(DELIVERY_WAIT_S)
                 if not report.complete:
-                    missing = report.windows - report.delivered
-                    logger.warning("%d windows are not delivered: joulewatch runs push %s", missing, self.folder)
+                    missing = count_of(report.windows - report.delivered, "window is", "windows are")
+                    logger.warning("%s not delivered: joulewatch runs push %s", missing, self.folder)
 
     def measure(self, name: str, inferences: int = 1, *, sync: str = "") -> Measurement:
         """Return a window; use it as a context manager.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports import to_json, to_text
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import EnergyResult, Estimate, GroupResult, RunResult
@@ -161,7 +162,7 @@ class Run:
         return to_text.render_table(self.analysis)
 
     def __repr__(self) -> str:
-        return f"<joulewatch run {self.id}: {len(self)} results>"
+        return f"<joulewatch run {self.id}: {count_of(len(self), 'result')}>"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.plan.plan import (
     MINIMUM_ROUNDS,
     MODEL_WINDOW_S,
@@ -196,7 +197,7 @@ class Rounds:
         for cell in self.cells.values():
             rounds = len(cell.seconds)
             if cell.is_open and rounds and self._plan.max_relative_uncertainty is not None:
-                self._end(cell, f"{STOPPED} after {rounds} {'round' if rounds == 1 else 'rounds'}")
+                self._end(cell, f"{STOPPED} after {count_of(rounds, 'round')}")
 
     def take_ended(self) -> list[RoundsCell]:
         """Return the cells whose rounds ended since the last call and that have an ``ending``."""
@@ -262,7 +263,7 @@ class Rounds:
             if cell.is_open and relative_half_width(cell.values) <= target:
                 self._end(cell, _reached(cell))
             elif cell.is_open:
-                rounds = f"{len(cell.seconds)} rounds, {_half_width_text(cell)}"
+                rounds = f"{count_of(len(cell.seconds), 'round')}, {_half_width_text(cell)}"
                 self._end(cell, f"{NOT_REACHED} after {self._plan.max_run_s:g} s: {rounds}")
 
     def _end(self, cell: RoundsCell, ending: str) -> None:
@@ -272,7 +273,7 @@ class Rounds:
 
 
 def _reached(cell: RoundsCell) -> str:
-    return f"{_half_width_text(cell)} after {len(cell.seconds)} rounds"
+    return f"{_half_width_text(cell)} after {count_of(len(cell.seconds), 'round')}"
 
 
 def _half_width_text(cell: RoundsCell) -> str:

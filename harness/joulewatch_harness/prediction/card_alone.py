@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.prediction.cards import Card, find_card
 from joulewatch_harness.prediction.fit import ENERGY, DeviceModel, Fit, at_main_batch, vectors
@@ -67,8 +68,8 @@ def predict_from_card(fit: Fit, request: Request, card: Card) -> list[Prediction
     boards = list(dict.fromkeys(model.device for model, _ in known))
     if len(boards) < FEWEST_CARDS:
         raise PredictionRefusedError(
-            f"{title}: {len(boards)} devices of the fit are of kind {card.kind}, {precision}, scope {scope} and have a "
-            f"card with {', '.join(_fields(precision))}; {FEWEST_CARDS} are needed: {run}"
+            f"{title}: the fit has {count_of(len(boards), 'device')} of kind {card.kind}, {precision}, scope {scope}, "
+            f"and with a card that has {', '.join(_fields(precision))}; {FEWEST_CARDS} are needed: {run}"
         )
     models = [model for model, _ in known]
     rows = [row for model in models for row in model.rows]

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.prediction.roofline import (
     COVERAGE,
     FEW,
@@ -192,7 +193,7 @@ def quantile(scores: Sequence[Floats]) -> tuple[float, str]:
     units = [unit for unit in scores if len(unit)]
     count = len(units)
     if count < FEWEST_DEVICES:
-        return math.inf, f"none: {count} device to compare with"
+        return math.inf, f"none: {count_of(count, 'device')} to compare with"
     level = COVERAGE * (count + 1) / count
     values = np.concatenate(units)
     weights = np.concatenate([np.full(len(unit), 1.0 / len(unit)) for unit in units])

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.prediction.devices import FEWEST_DEVICES, MOST_FOLDS, VALIDATED_DEVICES
 from joulewatch_harness.prediction.fit import (
     ENERGY,
@@ -102,7 +103,7 @@ def cases(fit: Fit) -> list[Case]:
         for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
             errors = _new_device(some, kind, count, factors)
             if errors.own or kind == ENERGY:
-                runs = f"{count} calibration run{'s' if count > 1 else ''}"
+                runs = count_of(count, "calibration run")
                 note = _few(errors.devices)
                 table.append(errors.case(f"unseen device, {runs}{suffix}", macs=count > 1, note=note))
     both = _new_device_and_family(some, RUNS[-1])
@@ -309,7 +310,7 @@ def _orders(models: Sequence[DeviceModel], count: int) -> list[Case]:
             if abs(difference) > APART:
                 apart.append(ok)
     devices = {model.device for model, _ in predicted}
-    name = f"order of two devices right ({count} calibration runs each)"
+    name = f"order of two devices right ({count_of(count, 'calibration run')} each)"
     return [
         Case(
             name=name + suffix,

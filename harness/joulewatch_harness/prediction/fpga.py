@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 from joulewatch_harness.errors import LONGEST_VALUE, ConfigError, PredictionRefusedError, cut, shown
 from joulewatch_harness.prediction.cards import Card, Fact
@@ -161,7 +162,7 @@ def _empirical_power(path: Path) -> tuple[float | None, tuple[str, ...]]:
     if not milliwatts:
         return None, ()
     without = sum(value == 0 for value in milliwatts.values())
-    text = f"FINN+ has no power model for {without} of {len(milliwatts)} layers, which count as 0 W"
+    text = f"FINN+ has no power model for {without} of {count_of(len(milliwatts), 'layer')}, which count as 0 W"
     return sum(milliwatts.values()) * 1e-3, (text,) if without else ()
 
 
@@ -178,7 +179,8 @@ def _read_folding(path: Path, folding: Path, clock_hertz: float) -> Design:
     units = {name: unit for name, unit in content.items() if name.startswith((*_DENSE, *_DEPTHWISE))}
     if len(units) != len(layers):
         raise ConfigError(
-            f"{folding}: {len(units)} matrix units (MVAU, VVAU), but {path.name} has {len(layers)} layers with "
+            f"{folding}: {count_of(len(units), 'matrix unit')} (MVAU, VVAU), but {path.name} has "
+            f"{count_of(len(layers), 'layer')} with "
             "multiply-accumulates"
         )
     cycles: dict[str, float] = {}
@@ -191,8 +193,8 @@ def _read_folding(path: Path, folding: Path, clock_hertz: float) -> Design:
         rows = layer.macs / (math.prod(shape) / cost.batch)
         if channels % pe or rows % simd:
             raise ConfigError(
-                f"{folding}: {name}: PE {pe:g} must divide {channels} output channels of {layer.name}, and SIMD "
-                f"{simd:g} its {rows:g} inputs per output"
+                f"{folding}: {name}: PE {pe:g} must divide {count_of(channels, 'output channel')} of {layer.name}, and "
+                f"SIMD {simd:g} its {count_of(round(rows), 'input')} per output"
             )
         cycles[name] = layer.macs / (pe * simd)
     slowest = max(cycles, key=cycles.__getitem__)

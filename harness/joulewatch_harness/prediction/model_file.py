@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import __version__, files
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.features import FEATURES, Features
@@ -244,7 +245,7 @@ def _numbers(errors: Floats) -> list[float | None]:
 def _array(values: Sequence[float | None], count: int, name: str) -> Floats:
     scale = name.endswith("_scale")
     if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} values for {count} rows")
+        raise ValueError(f"{name}: {count_of(len(values), 'value')} for {count_of(count, 'row')}")
     checked = [
         math.nan if value is None else _number(value, name, least=None if scale else -LARGEST_LOG) for value in values
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.results.stored_results import Run
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.cards import Card, Kind, Source, Value
@@ -34,7 +35,9 @@ def card_of_run(run: Run, today: str) -> Card:
     groups = [group for sizes in run.groups.values() for group in sizes.values()]
     names = sorted({device_of(run, group["configuration"]) for group in groups})
     if len(names) != 1:
-        raise ConfigError(f"run {run.id} measured {len(names)} devices ({', '.join(names)}): give a run of one device")
+        raise ConfigError(
+            f"run {run.id} measured {count_of(len(names), 'device')} ({', '.join(names)}): give a run of one device"
+        )
     kind = _kind(groups, run)
     idle = _idle(run, kind, groups)
     observed = _observed(groups)

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.prediction.devices import VALIDATED_DEVICES
@@ -312,7 +313,7 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
         log, width, basis = _transferred(fit, known, kind, rows, wanted, count)
         widening = [(f"unseen family of networks (factor {wider:.2g})", width * (wider - 1))] if wider > 1 else []
         timed_text = ", latency measured" if request.seconds is not None else ""
-        runs = f"{count} calibration network{'s' if count > 1 else ''}{timed_text} ({basis})"
+        runs = f"{count_of(count, 'calibration network')}{timed_text} ({basis})"
         parts = [(runs, width), *widening, *batch_part(measured, size)]
         throughput = None
         if timed_known:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
 from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line
 from joulewatch_harness.prediction.evaluate import baseline_wins
@@ -49,7 +50,8 @@ def fit_lines(fit: Fit, width: int = DEFAULT_WIDTH) -> list[str]:
     warning = paragraphs([text for text in (warning_line(methods),) if text], width)
     rows = sum(len(model.rows) for model in fit.models)
     devices = len({model.device for model in fit.models})
-    lines = [*warning, f"{len(fit.models)} models of {devices} devices, {rows} rows", ""]
+    models = count_of(len(fit.models), "model")
+    lines = [*warning, f"{models} of {count_of(devices, 'device')}, {count_of(rows, 'row')}", ""]
     lines += _errors_table(fit.evaluation).lines(width)
     notes = dict.fromkeys(case.note for case in fit.evaluation if case.note)
     lines += ["", *paragraphs((_LEGEND, *(f"Note: {note}" for note in notes)), width)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.errors import ConfigError, NetworkError, RecordError, UnsupportedBatchError, describe
 from joulewatch_harness.network import Network
@@ -185,7 +186,7 @@ class Runner:
         if context.plan.concurrent and len(self._loaded) == len(self._networks):
             for together in self._together():
                 context.log.configuration(together)
-        context.reporter.done(step, f"{len(self._loaded)} of {len(self._networks)} networks loaded")
+        context.reporter.done(step, f"{len(self._loaded)} of {count_of(len(self._networks), 'network')} loaded")
 
     def _measure(self, step: MeasureStep) -> None:
         text = f"{step.configuration} batch {step.batch_size} round {step.repeat + 1}"

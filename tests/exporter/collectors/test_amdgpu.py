@@ -152,7 +152,7 @@ def test_a_longer_structure_of_a_known_revision_is_read() -> None:
         (b"\x10\x00\x01\x04" + bytes(12), "16 bytes are too short for revision 1.4"),
         (b"\x08\x00\x01\x09\xff\xff\xff\x7f", "2147483647 is not a number of fields"),
         (b"\x10\x00\x01\x09\x01\x00\x00\x00" + (15 << 20 | 7 << 10 | 1).to_bytes(8, "little"), "15 is not a type"),
-        (b"\x10\x00\x01\x09\x01\x00\x00\x00" + (6 << 20 | 7 << 10 | 1).to_bytes(8, "little"), "its 1 fields have 24 b"),
+        (b"\x10\x00\x01\x09\x01\x00\x00\x00" + (6 << 20 | 7 << 10 | 1).to_bytes(8, "little"), "its 1 field has 24 b"),
         (b"\x08\x00\x01\x09\x02\x00\x00\x00", "8 bytes are too short for revision 1.9"),
     ],
     # The contents have a timestamp, and all workers of pytest-xdist must collect the same names.

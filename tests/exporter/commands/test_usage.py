@@ -56,7 +56,7 @@ def test_check_shows_the_sources_and_what_is_shared(
     check(FAMILIES, host, Config(attribution=settings), sources=[scripted_source(script)], as_json=False)
     text = " ".join(capsys.readouterr().out.split())
     assert "shares the energy of cpu by cpu_time (scripted: 3)" in text
-    assert "at most 7 get series" in text
+    assert "of which at most 7 have series" in text
     assert "idle power not known yet" in text
 
 

@@ -368,7 +368,7 @@ def test_registers_of_amd_are_not_emulated(tmp_path: Path) -> None:
         ({"zone": {"faults": [{"kind": "stuck", "at_s": 1, "for_s": 1, "text": "0"}]}}, "only a glitch has a text"),
         ({"zone": {"counter_bits": 99}}, r"zones\[0\]\.counter_bits: must be 8 to 64, not 99"),
         ({"zone": {"range_file": "no"}}, "range_file: must be true or false, not 'no'"),
-        ({"machine": {"sockets": 2, "load": [{"signal": 1, "idle_watts": 1, "full_watts": 2}]}}, "one entry for each"),
+        ({"machine": {"sockets": 2, "load": [{"signal": 1, "idle_watts": 1, "full_watts": 2}]}}, "needs 2 entries,"),
         ({"machine": {"load": [{"signal": 1, "idle_watts": 3, "full_watts": 2}]}}, "above idle_watts"),
         ({"machine": {"cpus_per_socket": 8, "cores_per_socket": 3}}, "must divide the 8 CPUs"),
         ({"machine": {"cores_per_sockets": 8}}, "did you mean cores_per_socket"),

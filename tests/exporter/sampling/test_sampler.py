@@ -458,6 +458,16 @@ def test_a_scrape_is_served_by_a_read_that_started_after_it(start: Start) -> Non
         assert scan.read_at_s[0] >= asked - 0.0005  # the two clocks are mapped to well within this
 
 
+def test_the_log_has_the_number_of_sensors_of_each_family(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    start(
+        fake_family("one", Machine([energy_sensor("socket0")])),
+        fake_family("two", Machine([energy_sensor("socket1"), energy_sensor("socket2")])),
+    )
+    lines = [record.getMessage().partition(",")[0] for record in caplog.records]
+    assert {"one: 1 sensor", "two: 2 sensors"} <= set(lines)
+
+
 def test_concurrent_scrapes_share_reads(start: Start) -> None:
     """Requests that arrive during a read share the next one."""
     sensor = energy_sensor(method="estimated")

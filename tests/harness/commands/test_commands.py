@@ -87,7 +87,7 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
     document = json.loads(capsys.readouterr().out)
     assert document["run"]["id"] == RUN and len(document["results"]) == 4 and figure.stat().st_size > 10_000
     assert main(["analyze", str(runs / RUN), "--budget"]) == 0
-    assert "degrees of freedom" in " ".join(capsys.readouterr().out.split())
+    assert "1 degree of freedom)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_figure_on_a_full_disk_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -475,7 +475,7 @@ def test_tables_fit_80_columns(
     start_s = world.record.windows[0].start_s
     assert main(["energy", f"--start={start_s}", f"--end={world.end_s - 1}", recording]) == 0
     text = capsys.readouterr().out
-    assert "total over devices" in text and "degrees of freedom" in " ".join(text.split())
+    assert "total over devices" in text and "1 degree of freedom)" in " ".join(text.split())
     assert [line for line in text.splitlines() if len(line) > 80] == []
 
 

@@ -186,7 +186,7 @@ def test_a_group_that_could_not_be_deleted_is_deleted_with_the_next(
     gateway.down = True
     sink.settle([item(2)])
     sink.close()
-    assert "1 groups remain in the Pushgateway http://g" in caplog.text
+    assert "1 group remains in the Pushgateway http://g" in caplog.text
 
 
 def test_each_kind_of_failure_has_its_error(sink: PushgatewaySink, gateway: FakeGateway) -> None:

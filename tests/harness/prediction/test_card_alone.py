@@ -91,8 +91,8 @@ def test_numbers_have_two_digits(gpus: Fit) -> None:
             "NVIDIA A10.*: the card lacks peak_operations_per_second.fp16: measure one to three networks on it",
         ),
         ("alveo-u280", {}, "an FPGA needs FINN's reports"),
-        ("a100-sxm4-40gb", {"precision": "int8"}, "0 devices of the fit are of kind gpu, int8"),
-        ("a100-sxm4-40gb", {"runtime": "other"}, "0 devices of the fit are of kind gpu, fp16.*3 are needed"),
+        ("a100-sxm4-40gb", {"precision": "int8"}, "the fit has 0 devices of kind gpu, int8"),
+        ("a100-sxm4-40gb", {"runtime": "other"}, "the fit has 0 devices of kind gpu, fp16.*3 are needed"),
         ("a100-sxm4-40gb", {"seconds": 0.1}, "--latency is of no use without a measured energy"),
         ("a100-sxm4-40gb", {"batch_sizes": (1000,)}, "batch size 1000 is outside the measured ones"),
     ],
@@ -136,7 +136,7 @@ def test_the_published_boards_have_no_complete_cards() -> None:
     first = fit.models[0].rows[0]
     assert first.features is not None
     jetson = request(features=first.features, family=first.family, precision="fp32")
-    text = "Jetson.*0 devices of the fit are of kind board, fp32, scope wall.*: measure one to three networks on it"
+    text = "Jetson.*the fit has 0 devices of kind board, fp32, scope wall.*: measure one to three networks on it"
     with pytest.raises(PredictionRefusedError, match=text):
         predict_from_card(fit, jetson, find_card("jetson-agx-orin-64gb"))
 

@@ -397,7 +397,7 @@ ENERGIES = ("models", 0, "fits", "energy")
         ((*ENERGIES, "1", "coefficients", "macs_dense"), "1e-9", "energy at batch size 1, macs_dense: '1e-9'"),
         ((*ENERGIES, "1", "coefficients", "macs_dense"), 1e300, "energy at batch size 1, macs_dense: '1e.300'"),
         ((*ENERGIES, "1", "coefficients", "layers"), None, "'layers' is missing"),
-        ((*ENERGIES, "1", "errors", "network"), [0.1], "errors of network: 1 values for 9 rows"),
+        ((*ENERGIES, "1", "errors", "network"), [0.1], "errors of network: 1 value for 9 rows"),
         ((*ENERGIES, "1", "errors", "network_scale"), [0] * 9, "errors of network_scale: '0'"),
         ((*ENERGIES, "1", "errors", "family"), [1e9] * 9, "errors of family: 1000000000.0"),
         (("new_devices", "family_widening"), -1, "family_widening: '-1'"),

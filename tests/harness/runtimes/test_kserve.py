@@ -127,7 +127,7 @@ def test_json_holds_the_numbers_themselves() -> None:
         (outputs(tensor([2])), "'y' has no data"),
         (outputs(tensor([2], data=[1.0])), "reshape"),
         (outputs(tensor([2], **sized(8)), raw=b"1234"), "has 4 of 8 bytes"),
-        (outputs(tensor([2], **sized(4)), raw=b"1234"), "has 1 values"),
+        (outputs(tensor([2], **sized(4)), raw=b"1234"), "has 1 value,"),
         (Answer(200, {LENGTH: "99"}, b"{}"), "is '99', but the body has 2 bytes"),
         (Answer(200, {LENGTH: "x"}, b"{}"), "is 'x'"),
     ],
@@ -492,10 +492,10 @@ def test_answers_over_grpc_equal_those_over_http(monkeypatch: pytest.MonkeyPatch
     ("broken", "text"),
     [
         (b"\xff\xff", "it is not a valid ModelInferResponse"),
-        (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000" * 2), "has 2 raw tensors for 1 outputs"),
+        (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000" * 2), "has 2 raw tensors for 1 output"),
         (
             bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000"),
-            "'y' has 1 values, but its shape .* requires 2",
+            "'y' has 1 value, but its shape .* requires 2",
         ),
         (bytes.fromhex("2a0c0a01791204465031361a0101"), "'y' is FP16 and not raw"),
         (bytes.fromhex("2a0c0a01791204465033321a0102"), "reshape"),

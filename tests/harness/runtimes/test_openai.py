@@ -100,7 +100,7 @@ def test_tokens_are_never_guessed() -> None:
         ([], "is not an event stream"),
         ([b"data: <html>\n\n"], "not valid JSON: it begins"),
         ([b"data: [1]\n\n"], "not an object: it begins"),
-        ([event(chunk("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 pieces: out of memory"),
+        ([event(chunk("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 piece: out of memory"),
         ([b'data: {"error": "stopped"}\n\n'], "after 0 pieces: stopped"),
         ([b'data: {"error": "\\u001b[2J"}\n\n'], r"after 0 pieces: \\x1b\[2J"),
         ([b"data: " + b"[" * 100_000 + b"\n\n"], "not valid JSON: it begins"),
@@ -214,7 +214,7 @@ def test_a_server_that_stops_counting_in_the_middle(fake: FakeSender) -> None:
         (page({"error": {"message": "stream_options?"}}, 400), ConfigError, "HTTP 400: stream_options"),
         (page({"error": "slow down"}, 429), NetworkError, "limits requests"),
         (page({"error": "engine died"}, 500), NetworkError, "HTTP 500: engine died: see the server's log"),
-        ([event(chunk("a"))], NetworkError, "chat/completions: the stream ended after 1 pieces"),
+        ([event(chunk("a"))], NetworkError, "chat/completions: the stream ended after 1 piece"),
         ([b"<html>"], NetworkError, "chat/completions: the answer is not an event stream"),
     ],
 )  # fmt: skip

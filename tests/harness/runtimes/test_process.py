@@ -376,7 +376,7 @@ def test_two_lines_for_one_request_are_found(opened: Open) -> None:
         ("listed_phases", r'"phases" must be an object'),
         ("falling_ends", r'"batch_ends_ns" must rise'),
         ("late_ends", r'"batch_ends_ns" must rise'),
-        ("few_ends", r"one number for each of 4 batches, got 3 numbers"),
+        ("few_ends", r"must have 4 numbers, one per batch, got 3 numbers"),
         ("float_ends", r'"batch_ends_ns" must contain integers'),
     ],
 )

@@ -172,7 +172,7 @@ def test_tuning_is_stored_reused_and_survives_a_kill(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = matmul(tmp_path / "m.onnx", batch=2)
     first, _ = tuned(path, caplog, trials="2", cost_model="random", threads="1")
-    assert first["tuned"] == "1 of 1 kernels, at most 2 trials each"
+    assert first["tuned"] == "1 of 1 kernel, at most 2 trials each"
     assert first["cost_model"] == "random"
     assert float(first["tuning_s"]) > 0
     assert capfd.readouterr().out == ""

@@ -30,6 +30,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from joulewatch_exporter.text import count_of
+
 JOULES_PER_STEP: Final = 2.0**-16
 
 _HEADER: Final = struct.Struct("<HBB")
@@ -153,7 +155,9 @@ def _parse_list(data: bytes, revision: tuple[int, int]) -> Metrics:
             numbers[field] = number if number < 256**width - 1 else -1
         place += values * width
     if place > len(data):
-        raise MetricsError(f"its {count} fields have {place} bytes, but there are {len(data)}")
+        raise MetricsError(
+            f"its {count_of(count, 'field has', 'fields have')} {place} bytes, but there are {len(data)}"
+        )
     return Metrics(
         revision=revision,
         energy_joules=_joules(max(numbers.get(_FIELD_ENERGY, 0), 0)),

@@ -13,6 +13,7 @@ from joulewatch_exporter.collectors.base.targets import TargetList
 from joulewatch_exporter.collectors.base.workers import PolledCollector, Poller
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import Finding
+from joulewatch_exporter.text import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class TargetedCollector(PolledCollector):
         before = len(self._pollers)
         self._file_finding = ()
         self.follow(wanted)
-        logger.info("%s: the target file has changed: %d targets, %d before", self.name, len(self._pollers), before)
+        after = count_of(len(self._pollers), "target")
+        logger.info("%s: the target file has changed: %s, %d before", self.name, after, before)
 
     def _wanted(self) -> Mapping[str, tuple[Hashable, Callable[[], Poller]]]:
         return {target.name: (target, self._maker(target)) for target in self._targets.read()}

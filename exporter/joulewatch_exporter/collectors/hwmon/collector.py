@@ -45,6 +45,7 @@ from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
 from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Finding, Host, Quantity, Timing
+from joulewatch_exporter.text import count_of
 
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
@@ -115,7 +116,7 @@ class HwmonCollector(OnDemandCollector):
         if not sensors:
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
-                more = f" (and {len(denied) - 1} more channels)" if len(denied) > 1 else ""
+                more = f" (and {count_of(len(denied) - 1, 'more channel')})" if len(denied) > 1 else ""
                 raise SensorDeniedError(f"{denied[0].text}{more}", devices=[finding.device for finding in denied])
             prober.check()
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)

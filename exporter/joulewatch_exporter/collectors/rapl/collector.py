@@ -31,6 +31,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Finding, Host, Timing
+from joulewatch_exporter.text import count_of
 
 __all__ = ["RaplCollector", "RaplOptions"]
 
@@ -334,8 +335,8 @@ class _Selection:
                 denials.append(error)
                 devices += error.devices
             if denials:
-                kind = "zones" if backend == "powercap" else "counters"
-                more = f" (and {len(denials) - 1} more {kind})" if len(denials) > 1 else ""
+                kind = "zone" if backend == "powercap" else "counter"
+                more = f" (and {count_of(len(denials) - 1, f'more {kind}')})" if len(denials) > 1 else ""
                 texts.append(f"{denials[0]}{more}")
         if texts:
             return SensorDeniedError("; or with another backend: ".join(texts), devices=devices)

@@ -44,6 +44,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host, Quantity, SensorInfo
+from joulewatch_exporter.text import count_of
 
 _AMD_UNIT: Final = 0xC0010299
 _AMD_CORE: Final = 0xC001029A
@@ -298,7 +299,7 @@ def _open_cores(
         infos.append(_info(machine, quantity, msr, unit, MAX_CORE_WATTS, is_core=True))
     if unit is None or not opened:
         raise first_error or SensorAbsentError(f"{device}: no core is online")
-    text = f"{device}: {len(opened)} cores, register 0x{_AMD_CORE:X} of each"
+    text = f"{device}: {count_of(len(opened), 'core')}, register 0x{_AMD_CORE:X} of each"
     if first_error is not None:
         text += f"; {len(cores) - len(opened)} could not be read: {first_error}"
     return CoresSensor(device=device, infos=tuple(infos), _cores=tuple(opened), _counts_per_joule=unit), text

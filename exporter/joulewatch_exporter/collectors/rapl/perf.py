@@ -55,6 +55,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
 from joulewatch_exporter.collectors.rapl.perf_event import EventDescription, EventHandle, PerfEvent, open_event
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, SensorInfo
+from joulewatch_exporter.text import count_of
 
 _EVENTS: Final[dict[str, Kind]] = {
     "energy-pkg": "package",
@@ -269,7 +270,7 @@ def _open_cores(
         )
     if not cores:
         raise first_error or SensorAbsentError(f"{event.source(-1)}: no CPU to count on")
-    text = f"socket{package}: {len(cores)} cores, one perf event {event.pmu}/{event.name}/ each"
+    text = f"socket{package}: {count_of(len(cores), 'core')}, one perf event {event.pmu}/{event.name}/ each"
     if first_error is not None:
         text += f"; {len(cpus) - len(cores)} could not be opened: {first_error}"
     return CoresSensor(

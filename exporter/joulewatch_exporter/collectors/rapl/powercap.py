@@ -46,6 +46,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Scope, SensorInfo
+from joulewatch_exporter.text import count_of
 
 _TYPES: Final = ("intel-rapl", "intel-rapl-mmio")
 """Control types that are read, in order of preference: both have the same counters."""
@@ -167,8 +168,9 @@ def _masked(host: Host, paths: Mapping[str, str]) -> SensorDeniedError | None:
     """Return the error for zones that are links into a hidden folder, as in a container."""
     if not paths or any(os.access(path, os.F_OK) for path in paths.values()):
         return None
+    links = count_of(len(paths), "zone is a link", "zones are links")
     return SensorDeniedError(
-        f"{host.sysfs}/class/powercap: its {len(paths)} zones are links into {host.sysfs}/devices/virtual/powercap, "
+        f"{host.sysfs}/class/powercap: its {links} into {host.sysfs}/devices/virtual/powercap, "
         "which is hidden, as container runtimes do by default. Mount the host's sysfs elsewhere and read it there: "
         "`docker run -v /sys:/host/sys:ro IMAGE --path.sysfs=/host/sys`; Kubernetes: a hostPath volume of /sys",
         devices=[f"socket{package}" for package in sorted(physical_packages(host.sysfs))],

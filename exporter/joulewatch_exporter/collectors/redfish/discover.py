@@ -44,6 +44,7 @@ from joulewatch_exporter.collectors.redfish.sources import (
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Quantity, SensorInfo
+from joulewatch_exporter.text import count_of
 
 MAX_NODE_WATTS: Final = 50_000.0
 MAX_PART_WATTS: Final = 20_000.0
@@ -194,7 +195,9 @@ class _Discovery:
         """Read the chassis of an HGX baseboard from a metric report, if there is one."""
         if not modules:
             return
-        text = f"{self._target.name}: {len(modules)} chassis of an HGX baseboard are parts"
+        board = "chassis of an HGX baseboard"
+        parts = count_of(len(modules), f"{board} is a part", f"{board} are parts")
+        text = f"{self._target.name}: {parts}"
         if not has_node:
             text += "; the baseboard is not the server, set chassis to make it the node"
         text += "; experimental: never run on an HGX baseboard"

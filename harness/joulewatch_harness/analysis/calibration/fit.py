@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.calibration.comparison import Comparison, Point
 from joulewatch_harness.analysis.calibration.york import Line, york_line
 from joulewatch_harness.errors import ConfigError
@@ -90,8 +91,8 @@ def fit_calibration(run: str, comparison: Comparison, *, reference: str, accurac
     if len(points) < LEAST_WINDOWS:
         reasons = f"; {comparison.excluded[0]}" if comparison.excluded else ""
         raise ConfigError(
-            f"run {run}: sensor and reference have {len(points)} windows in common, and {LEAST_WINDOWS} are needed"
-            f"{reasons}"
+            f"run {run}: sensor and reference have {count_of(len(points), 'window')} in common, and {LEAST_WINDOWS} "
+            f"are needed{reasons}"
         )
     watts = [point.reference_watts for point in points]
     largest = max(watts)

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.series import Floats
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.gum import NORMAL_95, student_factor
@@ -71,8 +72,8 @@ def sub_windows(duration_s: float, spacing_s: float, unknowns: int) -> int:
     if count < least:
         raise CoverageError(
             "too_few_windows",
-            f"a window of {duration_s:.3g} s has {count} sub-windows of {SPACINGS:g} samples, fewer than {least}; use "
-            f"at least {least * SPACINGS * spacing_s:.3g} s",
+            f"a window of {duration_s:.3g} s has {count_of(count, 'sub-window')} of {SPACINGS:g} samples, fewer than "
+            f"{least}; use at least {least * SPACINGS * spacing_s:.3g} s",
         )
     return count
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_item, clock_text, steps_item, without_zeros
 from joulewatch_harness.analysis.energy.scatter import few_factor, scatter, spaced
 from joulewatch_harness.analysis.energy.window_energy import (
@@ -74,8 +75,8 @@ def energy_from_power(
     if samples < _LEAST_SAMPLES:
         raise CoverageError(
             "too_few_samples",
-            f"{samples} samples of power in the window of {window.duration_s:.3g} s; at least {_LEAST_SAMPLES} are "
-            "needed: use a longer window or a shorter scrape interval",
+            f"{count_of(samples, 'sample')} of power in the window of {window.duration_s:.3g} s; at least "
+            f"{_LEAST_SAMPLES} are needed: use a longer window or a shorter scrape interval",
         )
     inside = (part_times > start_s) & (part_times < end_s)
     grid = np.concatenate(([start_s], part_times[inside], [end_s]))
@@ -125,7 +126,8 @@ def _sampling_item(
         mean_watts = joules / duration_s
         least, largest = seen_watts if seen_watts[0] < seen_watts[1] else (0.0, 2 * mean_watts)
         half = duration_s * max(largest - mean_watts, mean_watts - least)
-        return budget_item("sampling", half, "uniform", f"{values.size} values are too few to know their scatter")
+        known = count_of(values.size, "value is too few to know its", "values are too few to know their")
+        return budget_item("sampling", half, "uniform", f"{known} scatter")
     scatter_watts = math.sqrt((scatter(values) ** 2 + float(values.var())) / 2)
     count = min(samples, duration_s / traits.refresh_s) if traits.refresh_s > 0 else samples
     standard = few_factor(values) * duration_s * scatter_watts / math.sqrt(count)

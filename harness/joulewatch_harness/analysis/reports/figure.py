@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.figure_parts import (
     LEGEND_POINTS,
     LINE_STYLES,
@@ -196,7 +197,9 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
     if any(total.expanded is None for total in totals):
         lines.append("Energies without an error bar: a single usable round, repeatability unknown")
     if net and (without := sum(not _has_net(group) for group in result.groups)):
-        lines.append(f"Net energy is missing or not positive, so not drawn: {without} of {len(result.groups)} points")
+        lines.append(
+            f"Net energy is missing or not positive, so not drawn: {without} of {count_of(len(result.groups), 'point')}"
+        )
     errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
     if errors:
         lines.append(f"Audit errors: {', '.join(errors)}")
@@ -204,7 +207,7 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
     if made_up:
         lines.append(f"Inputs are made up, and may change the work: {', '.join(map(str, made_up))}")
     if omitted > 0:
-        lines.append(f"The table shows the phases of {omitted} more configuration{'s' if omitted > 1 else ''}")
+        lines.append(f"The table shows the phases of {count_of(omitted, 'more configuration')}")
     return lines
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.html_markup import Markup, join, tag
 from joulewatch_harness.analysis.results.timeline import PowerLine
 
@@ -300,7 +301,8 @@ def _strip(
                 shapes.append(tag("path", d=path, class_="samples", stroke_dasharray=dash))
     shapes += _means(bands, x, y)
     title = f"Power from {start_s + margin_s:.1f} to {end_s - margin_s:.1f} s"
-    text = f"{len(bands)} windows with their edges and mean power; the table of windows has the numbers."
+    windows = count_of(len(bands), "window with its edges", "windows with their edges")
+    text = f"{windows} and mean power; the table of windows has the numbers."
     picture = _svg(ident, title, text, _STRIP_WIDTH, _STRIP_HEIGHT, shapes)
     return tag("div", picture, class_="scroll strip", tabindex=0, role="group", aria_label=title)
 

@@ -84,7 +84,7 @@ def power_section(run: ReportedRun, place: Place) -> Markup:
         ),
         # On paper this is too long; the strips show every window.
         make_details(
-            f"All {len(windows)} windows",
+            f"All windows ({len(windows)})",
             make_table("Windows with their mean power", columns, windows),
             class_="screen",
         ),

@@ -20,6 +20,7 @@ from joulewatch_harness.analysis.results.numbers import (
     UNKNOWN_ACCURACY,
     UNKNOWN_ACCURACY_TEXT,
     energy_text,
+    freedom_text,
     plain,
     prefix_for,
     with_uncertainty,
@@ -164,8 +165,7 @@ def budgets_section(result: RunResult, unit: Unit, *, expanded: bool) -> Markup:
         for group in result.groups:
             gross = group.total.gross
             if group.configuration.name == name and gross is not None:
-                dof = "many" if gross.dof > 1000 else f"{gross.dof:.3g}"
-                factor = "" if gross.factor is None else f", k = {gross.factor:.3g}, {dof} degrees of freedom"
+                factor = "" if gross.factor is None else f", k = {gross.factor:.3g}, {freedom_text(gross.dof)}"
                 caption = f"Batch {group.batch_size}: {energy_text(gross, unit.scale)} {unit.name}{factor}"
                 rows = sorted(gross.budget, key=lambda line: -line.standard)
                 columns = to_text.budget_columns(gross.standard**2, unit.scale, unit.name)

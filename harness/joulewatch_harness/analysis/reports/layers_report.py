@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
 from joulewatch_harness.analysis.results.layers import LayerView, Row
 from joulewatch_harness.analysis.results.numbers import decimals_for, plain, prefix_for, quantity, warning_line
@@ -34,7 +35,7 @@ def group_small(view: LayerView, smallest: float = SMALLEST_SHARE, most: int = M
     return (
         *shown,
         Row(
-            name=f"{OTHER} ({len(small)} operators)",
+            name=f"{OTHER} ({count_of(len(small), 'operator')})",
             op="",
             seconds=sum(row.seconds for row in small),
             share=sum(row.share for row in small),
@@ -65,7 +66,7 @@ def title(view: LayerView) -> str:
 def basis_lines(view: LayerView) -> list[str]:
     """Return the origin of times and energies."""
     trace, basis = view.trace, view.basis
-    time = f"time: {trace.source}, {trace.batches} batches traced in a separate pass"
+    time = f"time: {trace.source}, {count_of(trace.batches, 'batch', 'batches')} traced in a separate pass"
     if trace.plain_time_ns:
         time += f" ({trace.time_ns / trace.plain_time_ns - 1:+.1%} compared with untraced ones)"
     if basis is None:
@@ -75,10 +76,10 @@ def basis_lines(view: LayerView) -> list[str]:
     energy = f"{joules:.{decimals_for(joules, error)}f}"
     if error > 0:
         energy = f"({energy} ± {error:.{decimals_for(joules, error)}f})"
-    count = len(basis.windows)
+    windows = count_of(len(basis.windows), "window")
     return [
         time,
-        f"energy: run {basis.run}, {count} {'window' if count == 1 else 'windows'}, {energy} {letter}J per inference "
+        f"energy: run {basis.run}, {windows}, {energy} {letter}J per inference "
         f"at {quantity(basis.mean_power_watts, 'W')}",
     ]
 

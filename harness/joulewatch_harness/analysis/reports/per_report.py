@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.costs import Cost
 from joulewatch_harness.analysis.energy.per_counter import Increase, Quotient
 from joulewatch_harness.analysis.energy.window_energy import Span
@@ -58,11 +59,10 @@ def render_table(
 
 
 def _energy_text(result: PerCounter) -> str:
-    scope = "servers" if any(row.sensor.scope == "node" for row in result.sensors) else "devices"
+    scope = "server" if any(row.sensor.scope == "node" for row in result.sensors) else "device"
     machines = result.machines
     where = ", ".join(machines[:4]) + (f" and {len(machines) - 4} more" if len(machines) > 4 else "")
-    count = len(result.sensors)
-    text = f"Energy of {count} {scope if count > 1 else scope[:-1]} of {where}"
+    text = f"Energy of {count_of(len(result.sensors), scope)} of {where}"
     if result.energy is None:
         return f"{text}: missing"
     energy = result.energy
@@ -126,8 +126,8 @@ def _costs_lines(result: PerCounter, span: Span, width: int) -> list[str]:
         return paragraph(f"{title}: no result: {result.costs_text} [{result.costs_reason}]", width)
     costs = result.costs
     lines = paragraph(
-        f"{title} ({costs.windows} sub-windows of {span.duration_s / costs.windows:.3g} s, condition number "
-        f"{costs.condition:.2g}):",
+        f"{title} ({count_of(costs.windows, 'sub-window')} of {span.duration_s / costs.windows:.3g} s, condition "
+        f"number {costs.condition:.2g}):",
         width,
     )
     named = [(_meaning(name), cost, "J per unit") for name, cost in zip(result.costs_of, costs.units, strict=True)]

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, paragraph, paragraphs
 from joulewatch_harness.analysis.reports.whose_text import (
     attributed_lines,
@@ -33,6 +34,7 @@ from joulewatch_harness.analysis.results.numbers import (
     UNKNOWN_ACCURACY,
     UNKNOWN_ACCURACY_TEXT,
     energy_text,
+    freedom_text,
     plain,
     prefix_for,
     warning_line,
@@ -199,8 +201,8 @@ def single_round_lines(result: RunResult) -> list[str]:
         if energies and energies[0].expanded is None:
             sizes.setdefault((group.configuration.name, group.measured_rounds), []).append(group.batch_size)
     return [
-        f"{name}, batch {', '.join(map(str, batches))}: 1 of {measured} "
-        f"{'round' if measured == 1 else 'rounds'}: repeatability unknown; ± is omitted."
+        f"{name}, batch {', '.join(map(str, batches))}: 1 of "
+        f"{count_of(measured, 'round')}: repeatability unknown; ± is omitted."
         for (name, measured), batches in sizes.items()
     ]
 
@@ -434,8 +436,9 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
             ("attributed", group.total.attributed),
         ):
             if estimate is not None:
-                dof = "many" if estimate.dof > 1000 else f"{estimate.dof:.3g}"
-                factor = "" if estimate.factor is None else f" (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
+                factor = (
+                    "" if estimate.factor is None else f" (k = {estimate.factor:.3g}, {freedom_text(estimate.dof)})"
+                )
                 heading = (
                     f"{group.configuration.name}, batch {group.batch_size}, {basis}: "
                     f"{energy_text(estimate, scale)} {unit}{factor}"

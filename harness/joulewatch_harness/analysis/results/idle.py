@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.calibrated import CALIBRATION
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredWindow
@@ -54,7 +55,7 @@ def mean_idle_power(
         dof=dof,
         basis=basis,
         windows=tuple(measured.window.index for measured, _ in windows),
-        text=f"{count} idle {'window' if count == 1 else 'windows'} {text}{more}",
+        text=f"{count_of(count, 'idle window')} {text}{more}",
         calibration_watts=calibration_watts,
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.shares import DEFAULT_RATIO
 from joulewatch_harness.analysis.energy.whole_run import measure_whole_run
 from joulewatch_harness.analysis.energy.window_energy import WindowEnergy
@@ -264,7 +265,7 @@ class _Analysis:
         if idle is None or not here or not busy.intersection(idle.windows):
             return ""
         count = len(busy.intersection(idle.windows))
-        return f"the machine was busy in {count} of {len(idle.windows)} idle windows [idle_busy]"
+        return f"the machine was busy in {count} of {count_of(len(idle.windows), 'idle window')} [idle_busy]"
 
     def idle_by_component(self) -> dict[str, IdlePower]:
         """Return the idle power of every component and of all devices, where it was measured."""
@@ -364,7 +365,8 @@ class _Analysis:
         rounds = plan.get("rounds")
         if self.target is None and isinstance(rounds, int):
             complete = len({window.repeat for window in windows if "interrupted" not in window.flags})
-            return f"{rounds} rounds fixed" if complete >= rounds else f"ended early: {complete} of {rounds} rounds"
+            planned = count_of(rounds, "round")
+            return f"{planned} fixed" if complete >= rounds else f"ended early: {complete} of {planned}"
         return ""
 
     def audit_group(self, group: GroupResult) -> Iterator[Finding]:
@@ -589,4 +591,4 @@ def _exclusion(measured: MeasuredWindow) -> ExcludedWindow | None:
 def _missing_text(missing: Sequence[ExcludedWindow], total: int) -> str:
     if not missing:
         return "no window"
-    return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
+    return f"{len(missing)} of {count_of(total, 'window')} without a number: {missing[0].text} [{missing[0].reason}]"

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.analysis.sources.identity import REPLICA_LABELS
 from joulewatch_harness.analysis.sources.prometheus import PrometheusSource, matcher, selector
@@ -209,7 +210,9 @@ def rising(raw: RawSeries, target: _Target, start_s: float, end_s: float) -> Cou
     steps, spans_s = np.diff(values), np.diff(times_s)
     falls = np.flatnonzero(steps < 0)
     if falls.size > max(_MOST_FALLS * steps.size, 3):
-        raise ConfigError(f"--per {raw.name}: falls at {falls.size} of {steps.size} samples: it is not a counter")
+        raise ConfigError(
+            f"--per {raw.name}: falls at {falls.size} of {count_of(steps.size, 'sample')}: it is not a counter"
+        )
     rate = float((steps[steps >= 0] / spans_s[steps >= 0]).max()) if (steps >= 0).any() else 0.0
     spacing_s = series.spacing_s if len(series) > 1 else _spacing_s(target)
     gap_s = default_max_gap_s(spacing_s)

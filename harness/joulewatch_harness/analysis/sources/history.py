@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from joulewatch_exporter import catalog
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.identity import Exporter, Notice, Placed, Target, contradiction, identify
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.clocktime import CLOCK_STEP_S
@@ -419,8 +420,9 @@ class _Builder:
             Notice(
                 severity="warning",
                 reason="clock_stepped",
-                text=f"{name}: its clock was set at {set_at_s:.0f} (Unix seconds); {excluded} of {samples} samples are "
-                "on the other side of that and excluded. Let the time service (NTP) slew clocks, not set them",
+                text=f"{name}: its clock was set at {set_at_s:.0f} (Unix seconds); {excluded} of "
+                f"{count_of(samples, 'sample')} {'is' if excluded == 1 else 'are'} on the other side of that and "
+                "excluded. Let the time service (NTP) slew clocks, not set them",
                 exporter=name,
             )
             for name, (excluded, samples, set_at_s) in sorted(worst.items())

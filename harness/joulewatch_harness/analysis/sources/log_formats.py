@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 from joulewatch_harness.analysis.sources.jls import JLS, is_jls, read_jls
 from joulewatch_harness.analysis.sources.power_log import (
@@ -296,7 +297,7 @@ def _columns(path: Path, text: str, known: KnownLog) -> Iterator[Row]:
             continue
         if len(cells) <= last:
             if not known.blanks and any(cells):
-                raise ConfigError(f"{path}: line {line}: has only {len(cells)} columns")
+                raise ConfigError(f"{path}: line {line}: has only {count_of(len(cells), 'column')}")
             continue
         if known.blanks and cells == header:
             continue

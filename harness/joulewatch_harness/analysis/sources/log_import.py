@@ -97,7 +97,7 @@ def write_import(path: Path, imported: Import) -> RunHeader:
     first_s, last_s = imported.span
     if windows and not any(first_s <= window.start_s and window.end_s <= last_s for window in windows):
         raise ConfigError(
-            f"{imported.path}: none of the {len(windows)} windows lies within the log ({first_s:.3f} to {last_s:.3f} "
+            f"{imported.path}: no window lies within the log ({first_s:.3f} to {last_s:.3f} "
             f"Unix seconds; the first window is {windows[0].start_s:.3f} to {windows[0].end_s:.3f}): check --timezone "
             "and --clock-offset"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.power_log import LogFormat, column_of, csv_table, read_text, time_parser
 from joulewatch_harness.errors import ConfigError, shown
 
@@ -53,7 +54,7 @@ def _csv(path: Path, text: str, parse: Callable[[str], float]) -> Iterator[Named
     inferences_at = header.index(_INFERENCES) if _INFERENCES in header else None
     for line, row in rows:
         if len(row) < len(header):
-            raise ConfigError(f"{path}: line {line}: has only {len(row)} columns")
+            raise ConfigError(f"{path}: line {line}: has only {count_of(len(row), 'column')}")
         try:
             start_s, end_s = parse(row[start_at].strip()), parse(row[end_at].strip())
         except ValueError as error:

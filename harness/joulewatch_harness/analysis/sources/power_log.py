@@ -21,6 +21,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
 from joulewatch_harness.errors import ConfigError, shown
@@ -292,7 +293,9 @@ def no_wider(path: Path, line: int, row: list[str], header: Sequence[str]) -> li
         ConfigError: It has more cells than the header, so that it is not known which is which; empty ones may be there.
     """
     if len(row) > len(header) and any(cell.strip() for cell in row[len(header) :]):
-        raise ConfigError(f"{path}: line {line}: has {len(row)} columns, the header has {len(header)}; {_POINT}")
+        raise ConfigError(
+            f"{path}: line {line}: has {count_of(len(row), 'column')}, the header has {len(header)}; {_POINT}"
+        )
     return row
 
 
@@ -313,7 +316,7 @@ def _csv_rows(path: Path, rows: Iterator[tuple[int, list[str]]], time_at: int, v
         try:
             yield line, row[time_at].strip(), row[value_at].strip(), ""
         except IndexError:
-            raise ConfigError(f"{path}: line {line}: has only {len(row)} columns") from None
+            raise ConfigError(f"{path}: line {line}: has only {count_of(len(row), 'column')}") from None
 
 
 def _decimals(text: str) -> int:

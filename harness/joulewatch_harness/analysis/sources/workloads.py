@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from joulewatch_exporter import catalog
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.sources.history import RawSeries, traits_of
 from joulewatch_harness.analysis.sources.identity import Notice, Placed, identify
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
@@ -332,7 +333,7 @@ def lost_notice(use: WorkloadUse, start_s: float, end_s: float) -> Notice | None
     return Notice(
         severity="warning",
         reason="exporter_restart",
-        text=f"{use.host}: the exporter restarted {len(inside)} times in the window; the energy of the {seconds:.3g} s "
-        "before the restarts is missing",
+        text=f"{use.host}: the exporter restarted {count_of(len(inside), 'time')} in the window; the energy of "
+        f"the {seconds:.3g} s before that is missing",
         exporter=use.exporter,
     )

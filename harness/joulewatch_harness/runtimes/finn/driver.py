@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.finn.arrays import (
@@ -159,15 +160,15 @@ class DmaNetwork:
         if stale.any():
             count = int(np.count_nonzero(stale.any(axis=0)))
             raise NetworkError(
-                f"{card.name}: the accelerator has not written {count} of {batch} outputs: the bit file does not "
-                "belong to this driver, or does not compute"
+                f"{card.name}: the accelerator has not written {count} of {count_of(batch, 'output')}: the bit file "
+                "does not belong to this driver, or does not compute"
             )
         if self._expected is not None:
             self._compare(batch)
         elif not card.options.zeros_ok and not any(np.any(array) for array in self._outputs):
             raise NetworkError(
-                f"{card.name}: all outputs are zero for {batch} frames: give inputs and their expected outputs "
-                "(options inputs and reference), or set zeros_ok=true"
+                f"{card.name}: all outputs are zero for {count_of(batch, 'frame')}: give inputs and their expected "
+                "outputs (options inputs and reference), or set zeros_ok=true"
             )
         return True
 
@@ -280,7 +281,7 @@ class DmaNetwork:
                 zeros = "; they are all zero" if not np.any(found_rows) else ""
                 raise NetworkError(
                     f"{self._card.name}: output {ind} differs from {self._card.options.reference[ind]} in "
-                    f"{int(np.count_nonzero(~same))} of {batch} rows, first in row {number}{zeros}"
+                    f"{int(np.count_nonzero(~same))} of {count_of(batch, 'row')}, first in row {number}{zeros}"
                 )
 
 
@@ -327,7 +328,9 @@ def _check_bitstring(name: str) -> None:
 
 def _check_count(option: str, paths: tuple[Path, ...], count: int) -> None:
     if paths and len(paths) != count:
-        raise ConfigError(f"finn: option {option} names {len(paths)} files, but the accelerator has {count}")
+        raise ConfigError(
+            f"finn: option {option} names {count_of(len(paths), 'file')}, but the accelerator has {count}"
+        )
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import JoulewatchError, NetworkError
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.finn.card import Card
@@ -66,8 +67,8 @@ class Counters:
                 run_frames=int(counters[10]),
             )
         raise NetworkError(
-            f"finn: the instrumentation of this overlay has {len(counters)} counters; 7 and 11 are supported "
-            "(FINN+ to 1.6)"
+            f"finn: the instrumentation of this overlay has {count_of(len(counters), 'counter')}; 7 and 11 are "
+            "supported (FINN+ to 1.6)"
         )
 
     def frames_since(self, before: Counters) -> int | None:
@@ -144,9 +145,8 @@ class InstrumentationNetwork:
         self._check_counters(after)
         taken, expected = after.frames_since(before), max(left_s, 0.0) * 1e9 / self._interval_ns
         if taken is not None and taken < STALL * expected - 1:
-            raise NetworkError(
-                f"{self._card.name}: the accelerator has stalled: it processed {taken} of {expected:.0f} frames"
-            )
+            of = count_of(round(expected), "frame")
+            raise NetworkError(f"{self._card.name}: the accelerator has stalled: it processed {taken} of {of}")
 
     def close(self) -> None:
         """Stop the accelerator and close the card."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import networks
 from joulewatch_harness.clients.options import WEB
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, WrongOutputsError
@@ -459,10 +460,10 @@ class KServeNetwork:
         if spent.requests > batches + lanes and not self._shared:
             self._shared = True
             logger.warning(
-                "%s: the server answered %d requests, but joulewatch sent %d: other clients use it, and the measured "
+                "%s: the server answered %s, but joulewatch sent %d: other clients use it, and the measured "
                 "energy includes theirs",
                 self._client.shown,
-                spent.requests,
+                count_of(spent.requests, "request"),
                 batches,
             )
         # Use the mean of a request, because the server may count an answer after it was sent.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.runtimes.kserve.client import Outcome, Question, RefusedError, Reply
 from joulewatch_harness.runtimes.kserve.messages import PACKAGE, message_classes
@@ -180,7 +181,9 @@ class GrpcClient:
             raise ValueError("it is not a valid ModelInferResponse") from error
         raw = list(message.raw_output_contents)
         if raw and len(raw) != len(message.outputs):
-            raise ValueError(f"it has {len(raw)} raw tensors for {len(message.outputs)} outputs")
+            raise ValueError(
+                f"it has {count_of(len(raw), 'raw tensor')} for {count_of(len(message.outputs), 'output')}"
+            )
         outputs: dict[str, Output] = {}
         for number, item in enumerate(message.outputs):
             shape = tuple(item.shape)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.shared.signature import Input
 
@@ -135,7 +136,9 @@ def from_wire(name: str, datatype: str, shape: tuple[int, ...], piece: bytes | m
     kind = np.dtype("<u2") if datatype == "BF16" else np.dtype(DTYPES[datatype]).newbyteorder("<")
     count, expected = len(piece) // kind.itemsize, math.prod(shape)
     if len(piece) != expected * kind.itemsize:
-        raise ValueError(f"output {name!r} has {count} values, but its shape {list(shape)} requires {expected}")
+        raise ValueError(
+            f"output {name!r} has {count_of(count, 'value')}, but its shape {list(shape)} requires {expected}"
+        )
     wide = np.frombuffer(piece, dtype=kind)
     values = (wide.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else wide
     return Output(datatype=datatype, shape=shape, values=values.reshape(shape), form=BINARY)

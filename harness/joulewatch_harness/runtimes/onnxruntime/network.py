@@ -24,6 +24,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
@@ -397,9 +398,8 @@ class OnnxRuntimeNetwork:
         count = 1 + max(started - others, 0)
         if requested is not None and count < requested:
             self.close()
-            raise NetworkError(
-                f"{self._source.path.name}: {requested} threads were requested, but ONNX Runtime has started {count}"
-            )
+            threads = count_of(requested, "thread was", "threads were")
+            raise NetworkError(f"{self._source.path.name}: {threads} requested, but ONNX Runtime has started {count}")
         self._threads = requested or count
 
     def _providers(self) -> list[Any]:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, one_line
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
@@ -378,11 +379,11 @@ class OpenAINetwork:
             return
         self._cached = True
         logger.warning(
-            "%s: %d of %d tokens of the prompt were in the server's prefix cache, so their prefill is not measured; "
+            "%s: %d of %s of the prompt were in the server's prefix cache, so their prefill is not measured; "
             "salt=true makes every prompt unique",
             self._shown,
             cached,
-            sent,
+            count_of(sent, "token"),
         )
 
     def _explained(self, answer: Answer, url: str = "") -> str:
@@ -428,7 +429,7 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
         if message.get("error"):
             error = message["error"]
             text = error.get("message", error) if isinstance(error, dict) else error
-            raise StreamError(f"the server stopped after {count} pieces: {one_line(str(text))}")
+            raise StreamError(f"the server stopped after {count_of(count, 'piece')}: {one_line(str(text))}")
         model = model or str(message.get("model") or "")
         if isinstance(message.get("usage"), dict):
             usage = message["usage"]
@@ -460,7 +461,9 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
             f"the answer is not an event stream (it begins {json.dumps(start)}): prefill and decode are unknown"
         )
     if not finished:
-        raise StreamError(f"the stream ended after {count} pieces, without [DONE] or a finish_reason: it was cut off")
+        raise StreamError(
+            f"the stream ended after {count_of(count, 'piece')}, without [DONE] or a finish_reason: it was cut off"
+        )
     details = usage.get("prompt_tokens_details")
     return Generated(
         first_ns=first_ns or now_ns,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, WrongOutputsError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import RESERVED_PHASES, Phases
@@ -283,7 +284,8 @@ class ProcessNetwork:
         options, before = self._options, self._described
         if options.threads is not None and described.threads != options.threads:
             has = "does not report its number" if described.threads is None else f"has {described.threads}"
-            raise ConfigError(f"process {self._network}: {options.threads} threads were requested, but the child {has}")
+            threads = count_of(options.threads, "thread was", "threads were")
+            raise ConfigError(f"process {self._network}: {threads} requested, but the child {has}")
         if described.precision == NATIVE:
             raise NetworkError(
                 f"process {self._network}: the child reports the precision {NATIVE!r}: it must report the actual one"
@@ -394,8 +396,8 @@ def _batch_ends(given: Any, batches: int, t0_ns: int, t1_ns: int) -> array[int]:
     if given == []:
         return array("q")
     if not isinstance(given, list) or len(given) != batches:
-        got = f"{len(given)} numbers" if isinstance(given, list) else repr(given)[:80]
-        raise ValueError(f'"batch_ends_ns" must have one number for each of {batches} batches, got {got}')
+        got = count_of(len(given), "number") if isinstance(given, list) else repr(given)[:80]
+        raise ValueError(f'"batch_ends_ns" must have {count_of(batches, "number")}, one per batch, got {got}')
     if set(map(type, given)) != {int}:
         raise ValueError('"batch_ends_ns" must contain integers')
     if given[0] < 0 or given[-1] > t1_ns - t0_ns or given != sorted(given):

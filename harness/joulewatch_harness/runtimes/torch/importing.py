@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.shared.signature import broken
 from joulewatch_harness.runtimes.torch.tracing import ORIGIN
@@ -271,7 +272,7 @@ class _Reader:
             return self._call(F.linear, x, held, held_bias)
         function = _CONVOLUTIONS.get(weight.ndim - 2)
         if function is None:
-            raise self._unknown(node, f"it has {weight.ndim - 2} spatial axes")
+            raise self._unknown(node, f"it has {count_of(weight.ndim - 2, 'spatial axis', 'spatial axes')}")
         x, padding = self._padding(node, attributes, x, weight.ndim - 2, 0.0)
         stride = list(attributes.get("strides", [1] * (weight.ndim - 2)))
         dilation = list(attributes.get("dilations", [1] * (weight.ndim - 2)))

@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
@@ -335,7 +336,8 @@ class TorchNetwork:
         torch.set_num_threads(requested)
         self._threads = torch.get_num_threads()
         if self._threads != requested:
-            raise NetworkError(f"{self._name()}: {requested} threads were requested, but PyTorch uses {self._threads}")
+            threads = count_of(requested, "thread was", "threads were")
+            raise NetworkError(f"{self._name()}: {threads} requested, but PyTorch uses {self._threads}")
         torch.backends.cuda.matmul.allow_tf32 = self._tf32
         torch.backends.cudnn.allow_tf32 = self._tf32
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
@@ -151,8 +152,8 @@ class TvmNetwork:
         program = self._programs.get(self._batch)
         if program is not None:
             description |= {
-                "tuned": f"{program.scheduled} of {program.kernels} kernels, "
-                f"at most {program.tuned.trials} trials each",
+                "tuned": f"{program.scheduled} of {count_of(program.kernels, 'kernel')}, "
+                f"at most {count_of(program.tuned.trials, 'trial')} each",
                 "tuning_s": f"{program.tuned.tuning_s:.0f}",
                 "cost_model": program.tuned.cost_model or "none",
                 "last_compile_s": f"{program.compile_s:.3g}",
@@ -204,7 +205,8 @@ class TvmNetwork:
             logger.warning("%s: %s", name, UNTUNED)
             return
         if program.scheduled < program.kernels:
-            logger.warning("%s: %d of %d kernels are tuned", name, program.scheduled, program.kernels)
+            kernels = count_of(program.kernels, "kernel")
+            logger.warning("%s: only %d of %s tuned", name, program.scheduled, kernels)
         if batch <= LARGEST_VERIFIED:
             # The search keeps what is fast: check that the kernels are also correct.
             try:
@@ -317,8 +319,9 @@ class TvmNetwork:
         tvm_ffi.get_global_func("runtime.config_threadpool")(1, requested)
         self._threads = int(tvm_ffi.get_global_func("runtime.NumThreads")())
         if self._threads != requested:
+            threads = count_of(requested, "thread was", "threads were")
             raise NetworkError(
-                f"{self._source.path.name}: {requested} threads were requested, but TVM's pool has {self._threads}: "
+                f"{self._source.path.name}: {threads} requested, but TVM's pool has {self._threads}: "
                 f"set threads={self._threads}, or TVM_NUM_THREADS={requested} in the environment"
             )
 
@@ -371,15 +374,15 @@ class TvmNetwork:
         """Return the tuning of the prepared batch; without a prepared batch, that in the database."""
         program = self._programs.get(self._batch)
         if program is not None:
-            return UNTUNED if not program.scheduled else f"{program.tuned.trials} trials for each kernel"
+            return UNTUNED if not program.scheduled else f"{count_of(program.tuned.trials, 'trial')} for each kernel"
         if self._options.trials:
-            return f"{self._options.trials} trials for each kernel"
+            return f"{count_of(self._options.trials, 'trial')} for each kernel"
         trials_of = {}
         for folder in self._folder(0).parent.glob(f"{self._requested}-batch*"):
             trials = tuning.finished(folder).trials
             if trials:
                 trials_of[folder.name.removeprefix(f"{self._requested}-")] = trials
-        tuned = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(trials_of.items()))
+        tuned = ", ".join(f"{label}: {count_of(trials, 'trial')}" for label, trials in sorted(trials_of.items()))
         return f"{tuned}; otherwise {UNTUNED}" if tuned else UNTUNED
 
     def _macs_by_kernel(self, program: Program) -> dict[str, int]:

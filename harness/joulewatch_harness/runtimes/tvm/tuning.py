@@ -32,6 +32,7 @@ from typing import IO, Any, Final
 import tvm
 from tvm.s_tir import meta_schedule
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness import files
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.runtimes.tvm import vnni
@@ -296,9 +297,8 @@ def _follow(lines: IO[bytes], name: str) -> None:
         now_s = time.monotonic()
         if progress["done"] == 0 or now_s - logged_s >= PROGRESS_S:
             logged_s = now_s
-            logger.info(
-                "%s: tuned %d of %d kernels, %.0f s", name, progress["done"], progress["tasks"], now_s - started_s
-            )
+            kernels = count_of(progress["tasks"], "kernel")
+            logger.info("%s: tuned %d of %s, %.0f s", name, progress["done"], kernels, now_s - started_s)
 
 
 def _last_words(path: Path) -> str:

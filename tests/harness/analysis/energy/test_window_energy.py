@@ -627,7 +627,7 @@ def test_too_few_samples_of_power_have_the_powers_that_were_seen(watts: list[flo
     found = energy_from_power(Series(times_s, np.array(watts)), Span(3.0, 5.0))
     item = next(item for item in found.budget if item.name == "sampling")
     assert (item.half_width_joules, item.distribution) == (pytest.approx(2 * half_watts), "uniform")
-    with pytest.raises(CoverageError, match="1 samples of power in the window of 1 s") as excinfo:
+    with pytest.raises(CoverageError, match="1 sample of power in the window of 1 s") as excinfo:
         energy_from_power(power, Span(2.5, 3.5))
     assert reason(excinfo) == "too_few_samples"
 

@@ -94,6 +94,19 @@ def test_the_bmc_of_another_machine_is_not_published_as_the_node() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dof", "text"),
+    [
+        (1.0, "1 degree of freedom"),
+        (1.02, "1.02 degrees of freedom"),
+        (2.0, "2 degrees of freedom"),
+        (math.inf, "many degrees of freedom"),
+    ],
+)
+def test_degrees_of_freedom(dof: float, text: str) -> None:
+    assert numbers.freedom_text(dof) == text
+
+
+@pytest.mark.parametrize(
     ("value", "expanded", "text"),
     [
         (12.3456, 0.5678, "12.35 ± 0.57"),

@@ -284,23 +284,26 @@ def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list
 
 
 @pytest.mark.parametrize(
-    ("name", "rise", "reason", "severity"),
+    ("name", "rise", "reason", "severity", "text"),
     [
-        (catalog.SENSOR_WRAPS.name, 1.0, "wraps_seen", "info"),
-        (catalog.SENSOR_REJECTED.name, 2.0, "rejected_readings", "warning"),
+        (catalog.SENSOR_WRAPS.name, 1.0, "wraps_seen", "info", "wrapped 1 time; the wrap was corrected"),
+        (catalog.SENSOR_WRAPS.name, 2.0, "wraps_seen", "info", "wrapped 2 times; the wraps were corrected"),
+        (catalog.SENSOR_REJECTED.name, 1.0, "rejected_readings", "warning", "1 reading outside physical bounds was"),
+        (catalog.SENSOR_REJECTED.name, 2.0, "rejected_readings", "warning", "2 readings outside physical bounds were"),
         # At most 1 % of the window of 2 s may be missing.
-        (catalog.SENSOR_UNMEASURED.name, 0.019, "unmeasured_time", "warning"),
-        (catalog.SENSOR_UNMEASURED.name, 0.021, "unmeasured_time", "error"),
-        (catalog.SENSOR_UNMEASURED.name, 1.5, "unmeasured_time", "error"),
+        (catalog.SENSOR_UNMEASURED.name, 0.019, "unmeasured_time", "warning", ""),
+        (catalog.SENSOR_UNMEASURED.name, 0.021, "unmeasured_time", "error", ""),
+        (catalog.SENSOR_UNMEASURED.name, 1.5, "unmeasured_time", "error", ""),
     ],
 )
-def test_events_of_a_sensor_are_findings(name: str, rise: float, reason: str, severity: str) -> None:
+def test_events_of_a_sensor_are_findings(name: str, rise: float, reason: str, severity: str, text: str) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     window = first_measure(world.record)
     result = analyze_run(world.record, ListSource(with_counter(world, name, window.start_s + 1, rise)))
     actual = [item for item in result.findings if item.reason == reason]
     assert {(item.severity, item.window) for item in actual} == {(severity, window.index)}
+    assert all(text in item.text for item in actual)
     assert (window.index in result.groups[0].total.windows) == (severity != "error")
 
 

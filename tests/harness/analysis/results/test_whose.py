@@ -263,7 +263,7 @@ def _busy_idle(world: World) -> None:
         (used(), (dataclasses.replace(CPU, method="emulated"),), lambda _: None, "does not measure the machine"),
         (used(), (CPU,), _server, "the network runs in a server, whose processes are not known"),
         (used(), (CPU,), _without_idle, "idle power is not known"),
-        (used(), (CPU,), _busy_idle, "the machine was busy in 1 of 1 idle windows [idle_busy]"),
+        (used(), (CPU,), _busy_idle, "the machine was busy in 1 of 1 idle window [idle_busy]"),
     ],
     ids=["earlier version", "remote exporter", "emulated", "server", "no idle window", "busy idle windows"],
 )

@@ -86,7 +86,7 @@ def test_steps_and_updates_of_the_meter(tmp_path: Path) -> None:
         ("time,watts,watts\n1,2,3\n", "the column 'watts' is there twice"),
         ("", "unknown column 'time'"),
         ("time,watts\n1,2\n", "fewer than two rows"),
-        ("time,watts\n1,2\n3\n", "line 3: has only 1 columns"),
+        ("time,watts\n1,2\n3\n", "line 3: has only 1 column"),
         ("time,watts\n1,2,5\n3,4,5\n", "line 2: has 3 columns, the header has 2; decimals need a point"),
         ("time,watts,\n1,2,\n3,4,,\n3,5,,\n", "line 4: the time '3' is not later"),
         pytest.param(f'time,watts\n1,2\n3,"{"x" * 140_000}"\n', "line 3: is not CSV: field larger than", id="long"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
 from joulewatch_harness.analysis.results.audit.gpu_conditions import rounds_of
@@ -69,14 +70,17 @@ def check_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Fin
             text = f"{limit.sentence} for {100 * share:.3g} % of the window"
             yield finding(severity, limit.reason, text, share=share, seconds=used_s)
     if pages := conditions.get("swapped_in_pages", 0.0):
-        yield finding("error", "swapping", f"{pages:.0f} pages were read from swap during the window", pages=pages)
+        text = f"{count_of(round(pages), 'page was', 'pages were')} read from swap during the window"
+        yield finding("error", "swapping", text, pages=pages)
     throttled_s, count = conditions.get("throttled_s"), conditions.get("throttle_count", 0.0)
     if throttled_s is not None and throttled_s > LARGEST_THROTTLED * seconds:
         share = throttled_s / seconds
         text = f"heat reduced the clock of a core or package for {100 * share:.3g} % of the window"
         yield finding("error", "cpu_throttled", text, share=share, seconds=throttled_s)
     elif throttled_s is None and count > 0:
-        text = f"heat reduced the clock of a core or package {count:.0f} times; for how long is not known"
+        text = (
+            f"heat reduced the clock of a core or package {count_of(round(count), 'time')}; for how long is not known"
+        )
         yield finding("warning", "cpu_throttled", text, count=count)
     for reason, sentence in CHANGES.items():
         if changes := conditions.get(reason, 0.0):

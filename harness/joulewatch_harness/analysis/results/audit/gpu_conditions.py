@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import Finding, Severity
 from joulewatch_harness.plan.runtimes import is_server
@@ -52,7 +53,7 @@ def check_gpu_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator
                 text = f"{sentence} for {100 * share:.3g} % of the window"
                 yield finding(severity, reason, device, text, share=share, seconds=used_s)
     for device, errors in window.device_conditions("gpu_ecc_errors").items():
-        text = f"{errors:.0f} uncorrected memory errors (ECC) in the window"
+        text = f"{count_of(round(errors), 'uncorrected memory error')} (ECC) in the window"
         yield finding("warning", "ecc_errors", device, text, errors=errors)
     for device in window.device_conditions("gpu_limit_changed"):
         text = "its power limit changed in the window or since the one before"
@@ -62,7 +63,7 @@ def check_gpu_conditions(run: MeasuredRun, measured: MeasuredWindow) -> Iterator
     shares = window.device_conditions("gpu_others_share")
     for device, others in window.device_conditions("gpu_others").items():
         share = shares.get(device, 0.0)
-        count = f"{others:.0f} other {'workload' if others == 1 else 'workloads'}"
+        count = count_of(round(others), "other workload")
         text = f"{count} held the GPU and used {100 * share:.3g} % of its time"
         severity = "error" if share > LARGEST_OTHER_USE else "warning"
         yield finding(severity, "gpu_shared", device, text, workloads=others, share=share)

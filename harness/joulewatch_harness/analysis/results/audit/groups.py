@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import Estimate, IdlePower
 from joulewatch_harness.gum import NORMAL_95
@@ -55,7 +56,8 @@ def audit_repeats(
         if not reached:
             in_most_rounds = ended.startswith(f"{NOT_REACHED} after {LOOKS[-1]} rounds")
             fix = "use longer windows (--window)" if in_most_rounds else "raise max_run_s in the plan"
-            apart = f"{half_width_text(values)} after {len(values)} rounds, not the target of ±{100 * target:g} %"
+            rounds = count_of(len(values), "round")
+            apart = f"{half_width_text(values)} after {rounds}, not the target of ±{100 * target:g} %"
             yield Finding(
                 severity="warning",
                 reason="repeats_apart",

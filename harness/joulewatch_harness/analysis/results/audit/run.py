@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import MeasuredRun
 from joulewatch_harness.analysis.results.audit.conditions import check_frequency, check_governor
@@ -30,15 +31,17 @@ def audit_record(record: RunRecord) -> Iterator[Finding]:
         yield Finding(
             severity="error",
             reason="missing_windows",
-            text=f"{len(missing)} of {max(counts) + 1} windows are missing, the first is {missing[0]}: lines of the "
-            "journal are lost, or not delivered yet ('joulewatch runs push' delivers them)",
+            text=f"{len(missing)} of {count_of(max(counts) + 1, 'window')} "
+            f"{'is' if len(missing) == 1 else 'are'} missing, the first is {missing[0]}: lines of the journal are "
+            "lost, or not delivered yet ('joulewatch runs push' delivers them)",
             evidence={"windows": len(missing), "first": missing[0]},
         )
     if doubled:
         yield Finding(
             severity="warning",
             reason="missing_windows",
-            text=f"{len(doubled)} windows are stored twice, the first is {doubled[0]}; the first line of each is used",
+            text=f"{count_of(len(doubled), 'window is', 'windows are')} stored twice, the first is "
+            f"{doubled[0]}; the first line of each is used",
             evidence={"windows": len(doubled), "first": doubled[0]},
             window=doubled[0],
         )
@@ -209,8 +212,8 @@ def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             reason="clock_unknown",
-            text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of {len(indexes)} "
-            f"windows allows for {doubt_s:g} s. {_clock_fix(run, exporter in own)}",
+            text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of "
+            f"{count_of(len(indexes), 'window')} allows for {doubt_s:g} s. {_clock_fix(run, exporter in own)}",
             evidence={"exporter": exporter, "windows": len(indexes), "offset_s": doubt_s},
         )
 
@@ -267,7 +270,8 @@ def _missed_refreshes(run: MeasuredRun) -> Iterator[Finding]:
             yield Finding(
                 severity="info",
                 reason="refreshes_missed",
-                text=f"{sensor}: {len(missed)} of {len(counters)} edges are without a refresh ({reason}); "
+                text=f"{sensor}: {len(missed)} of {count_of(len(counters), 'edge')} "
+                f"{'is' if len(missed) == 1 else 'are'} without a refresh ({reason}); "
                 "short windows have a larger uncertainty",
                 evidence={"sensor": str(sensor), "missed": len(missed), "edges": len(counters)},
             )

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.energy.calibrated import outside_text
 from joulewatch_harness.analysis.energy.frozen import pause_text
 from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measured, MeasuredRun, MeasuredWindow
@@ -89,19 +90,21 @@ def _wraps(run: MeasuredRun, sensor: SensorId, results: Results) -> Iterator[Fin
             yield Finding(
                 severity="info",
                 reason="wraps_seen",
-                text=f"{sensor}: the counter wrapped {wraps:.0f} times; the wraps were corrected",
+                text=f"{sensor}: the counter wrapped "
+                f"{count_of(round(wraps), 'time; the wrap was', 'times; the wraps were')} corrected",
                 evidence={"sensor": str(sensor), "wraps": wraps},
                 window=measured.window.index,
             )
 
 
 def _rejected(run: MeasuredRun, sensor: SensorId, results: Results) -> Iterator[Finding]:
+    reading, readings = "reading outside physical bounds was", "readings outside physical bounds were"
     for measured, result in results:
         if rejected := result.health.rejected:
             yield Finding(
                 severity="warning",
                 reason="rejected_readings",
-                text=f"{sensor}: {rejected:.0f} readings outside physical bounds were rejected",
+                text=f"{sensor}: {count_of(round(rejected), reading, readings)} rejected",
                 evidence={"sensor": str(sensor), "readings": rejected},
                 window=measured.window.index,
             )
