@@ -250,6 +250,8 @@ class Sampler:
                 scan = thread.read_here()
                 if scan is not None:
                     done[thread] = scan
+        except AbandonedError:
+            pass  # a device hung: the families' own threads read the others
         finally:
             if self._reading_here.pop(take_over, None) is None:
                 raise AbandonedError

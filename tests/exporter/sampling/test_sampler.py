@@ -869,6 +869,23 @@ def test_a_scrape_whose_thread_hangs_is_answered_by_another(start: Start, caplog
     assert sampler._reading_here == {}
 
 
+def test_a_scrape_whose_read_was_abandoned_before_another_took_over_is_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when all threads stop for a second between the two checks; otherwise nobody would answer."""
+    monkeypatch.setattr("joulewatch_exporter.sampling.sampler.RELIEF_S", 100.0)
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    sampler = quick(start(fake_family("rapl", Machine([sick, healthy])), hang_s=0.2))
+    sick.hang, sick.hangs_after = threading.Event(), 0
+    family = sampler._threads["rapl"]
+    release = threading.Thread(target=lambda: (wait_until(lambda: family._worker.hung), sick.hang.set()))
+    release.start()
+    (scan,) = sampler.fresh(5.0, take_over=never)
+    assert up(scan)["socket1"]
+    assert sampler._reading_here == {}
+    release.join(10.0)
+
+
 def test_a_scan_that_ends_late_is_used_but_not_by_its_own_scrape(start: Start) -> None:
     """Nothing hung for long enough to be quarantined."""
     sensor = energy_sensor()
