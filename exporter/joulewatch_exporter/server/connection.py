@@ -37,8 +37,8 @@ class Request:
     """Values by lower-case name."""
     arrived_ns: int
     """Monotonic time."""
-    waited_s: float = 0.0
-    """How long another thread has spent on it."""
+    is_handed_over: bool = False
+    """Whether another thread has begun to answer it."""
     take_over: Callable[[], None] | None = None
     """Lets another thread answer the request and serve the peer from then on, because this thread hangs: when it goes
     on, it must end with `threads.AbandonedError`. None: this cannot be done."""
@@ -167,7 +167,7 @@ class Connection:
 
     def _hand_over(self, request: Request) -> None:
         assert self._relieve is not None
-        request.waited_s = (time.monotonic_ns() - request.arrived_ns) / 1e9
+        request.is_handed_over = True
         self._relieve(lambda: self.serve(request))
 
     def _read_request(self, idle_s: float) -> Request | None:

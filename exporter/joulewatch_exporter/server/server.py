@@ -261,7 +261,7 @@ class WebServer:
             request: The request.
             address: Address of the client.
         """
-        if not self._access.is_within_rate():
+        if not request.is_handed_over and not self._access.is_within_rate():
             return plain(HTTPStatus.TOO_MANY_REQUESTS, "too many requests (rate_limit)", ("Retry-After", "1"))
         if not self._access.required:
             return self._answer(request, self._open_scrape)
@@ -310,9 +310,10 @@ class WebServer:
         headers = request.headers
         accept = headers.get("accept")
         is_packed = accepts_gzip(headers.get("accept-encoding", ""))
-        offered_s = max(_offered_s(headers) - request.waited_s, 0.0)
-        # Less than Prometheus waits for the answer.
-        timeout_s = max(min(self._read_timeout_s, 0.75 * offered_s), min(LEAST_TIMEOUT_S, self._read_timeout_s))
+        offered_s = _offered_s(headers)
+
+        def left_s() -> float:
+            return max(offered_s - (time.monotonic_ns() - request.arrived_ns) / 1e9, 0.0)
 
         def make(end: Callable[[], None]) -> Response:
             def take_over() -> None:
@@ -325,17 +326,20 @@ class WebServer:
                 lambda: scrape(
                     accept=accept,
                     only=only,
-                    timeout_s=timeout_s,
+                    timeout_s=self._timeout_s(left_s()),
                     take_over=None if request.take_over is None else take_over,
                 ),
             )
 
+        key = (scrape, accept, only, is_packed, self._timeout_s(offered_s), request.is_handed_over)
         try:
-            return self._scrapes.run(
-                (scrape, accept, only, is_packed, timeout_s), make, min(self._slot_wait_s, 0.25 * offered_s)
-            )
+            return self._scrapes.run(key, make, min(self._slot_wait_s, 0.25 * left_s()))
         except NoSlotError:
             return self._refuse()
+
+    def _timeout_s(self, left_s: float) -> float:
+        """Return how long to wait for the sensors: less than Prometheus still waits for the answer."""
+        return max(min(self._read_timeout_s, 0.75 * left_s), min(LEAST_TIMEOUT_S, self._read_timeout_s))
 
     def _answer_conditions(self) -> Response:
         def answer(end: Callable[[], None]) -> Response:
