@@ -40,21 +40,22 @@ class Template:
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         """Join all text between two slots."""
-        # Text and slots in turns, so that the values can be put into every other place.
-        self._parts: list[str] = []
+        # Text and slots in turns, so that the values can be put into every other place. As bytes: to encode the whole
+        # text would take as long as all else, because of the page faults of another large buffer.
+        self._parts: list[bytes] = []
         self._slots: list[int] = []
         texts: list[str] = []
         for piece in pieces:
             if isinstance(piece, str):
                 texts.append(piece)
             else:
-                self._parts += ("".join(texts), "")
+                self._parts += ("".join(texts).encode(), b"")
                 self._slots.append(piece)
                 texts.clear()
-        self._parts.append("".join(texts))
+        self._parts.append("".join(texts).encode())
 
     def fill(self, values: Sequence[float | None]) -> bytes:
         """Return the text with these values in its slots."""
         parts = self._parts.copy()
-        parts[1::2] = [repr(values[slot]) for slot in self._slots]
-        return "".join(parts).encode()
+        parts[1::2] = [repr(values[slot]).encode() for slot in self._slots]
+        return b"".join(parts)
