@@ -86,6 +86,7 @@ class FamilyThread:
                 self.family.quarantine(device)
                 self._progress_ns = time.monotonic_ns()
                 self._wanted = max(self._wanted, self._started + 1)
+                self._edges_started = self._edges_finished  # one that was in progress begins again
                 if worker.turn is None:
                     worker.start()
                 else:

@@ -1223,6 +1223,16 @@ def test_an_edge_waits_for_counters_with_steps_and_answers_scrapes_meanwhile() -
     assert (slow.steps, slow.scan.energies_joules) == ({}, (0.0,))
 
 
+def test_an_edge_in_which_a_device_hangs_begins_again_without_it(start: Start) -> None:
+    timing = Timing(poll_s=10.0, read_on_scrape=True, has_steps=True)
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    sampler = quick(start(fake_family("rapl", Machine([sick, healthy], timing=timing)), hang_s=0.2))
+    sick.hang, sick.hangs_after = threading.Event(), sick.reads + 1
+    (edge,) = sampler.edge(5.0)
+    assert up(edge.scan) == {"socket0": False, "socket1": True}
+    sick.hang.set()
+
+
 def test_one_slow_read_does_not_end_the_measurement_of_the_refresh() -> None:
     """On a busy machine the thread may lose the processor in the first read of a burst."""
     clock = FakeClock()
