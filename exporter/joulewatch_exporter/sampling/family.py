@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 PERIODS_TO_A_GAP: Final = 3.0
 """A gap of two missing readings is interpolated; more are unmeasured time."""
 
+LARGEST_DOUBT_NS: Final = 20_000
+"""If the two clocks are read further apart, they are read again: all timestamps of a scan depend on it."""
+
 BURST_NS: Final = 50_000_000
 BURST_FLAT_NS: Final = 20_000_000
 """A sensor that has not changed for this long is slow or idle; the scans find its refresh period."""
@@ -340,7 +343,10 @@ class Family:
         before_ns = clock.monotonic_ns()
         wall_ns = clock.time_ns()
         finished_ns = clock.monotonic_ns()
-        offset_ns = wall_ns - (before_ns + finished_ns) // 2
+        if finished_ns - before_ns <= LARGEST_DOUBT_NS:
+            offset_ns = wall_ns - (before_ns + finished_ns) // 2
+        else:
+            offset_ns = wall_offset_ns(clock)  # this thread was interrupted
         return FamilyScan(
             collector=self.name,
             layout=self.layout,

@@ -305,6 +305,26 @@ def test_each_device_has_the_time_of_its_own_read_not_of_the_scan() -> None:
     assert scan.duration_s == pytest.approx(1.5)
 
 
+def test_an_interruption_between_the_two_clocks_does_not_move_the_timestamps() -> None:
+    class Interrupted(FakeClock):
+        """The first read of the wall clock after a scan's reads takes 4 ms."""
+
+        pauses = 0
+
+        def time_ns(self) -> int:
+            now_ns = super().time_ns()
+            if self.pauses:
+                self.pauses -= 1
+                self.advance(0.004)
+            return now_ns
+
+    clock = Interrupted()
+    family = family_of(clock, energy_sensor())
+    read_at_s = clock.time_ns() / NS_PER_S
+    clock.pauses = 1
+    assert family.scan().read_at_s[0] == pytest.approx(read_at_s, abs=1e-6)
+
+
 def test_a_quantity_offered_twice_is_published_once() -> None:
     family = family_of(FakeClock(), energy_sensor(joules=1.0), energy_sensor(joules=2.0))
     assert len(family.scan().layout.infos) == 1

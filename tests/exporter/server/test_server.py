@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import http.client
 import json
@@ -23,7 +24,7 @@ from joulewatch_exporter.config.web import CIPHERS
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.server import access as access_module
 from joulewatch_exporter.server.access import Access
-from joulewatch_exporter.server.connection import MAX_REQUEST_BYTES, Response
+from joulewatch_exporter.server.connection import MAX_REQUEST_BYTES, Request, Response
 from joulewatch_exporter.server.server import WebServer
 from joulewatch_exporter.threads import AbandonedError
 from support.waiting import wait_until
@@ -609,6 +610,20 @@ def test_a_request_that_is_handed_over_counts_once_for_the_rate_limit(serve: Ser
     assert ask(web)[0] == 429
     hanging.release.set()
     assert hanging.ended.wait(10.0)
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collection(serve: Serve, scrape: FakeScrape) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(serve()), timeout=10)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            connection.request("GET", "/metrics")
+            connection.getresponse().read()
+        assert sum(isinstance(kept, Request) for kept in gc.get_objects()) <= 1, "the last one may still be in use"
+    finally:
+        gc.enable()
+        connection.close()
 
 
 def test_without_threads_a_connection_that_hangs_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
