@@ -121,7 +121,7 @@ class _Prefixes:
 
 
 class Exposition:
-    """Renders scrapes; called by many threads at once, so its cached values are immutable."""
+    """Renders scrapes; called by many threads at once, so what it keeps is replaced and not changed."""
 
     def __init__(
         self,
