@@ -34,7 +34,10 @@ class AbandonedError(BaseException):
 
 
 class Turn:
-    """The time in which one thread does the work of a `Worker`: until it is abandoned or the worker stops."""
+    """The time in which one thread does the work of a `Worker`.
+
+    It ends when the thread is abandoned or the worker stops or, if the thread has borrowed the work, after one job.
+    """
 
     __slots__ = ("_worker", "busy_since_ns", "is_abandoned", "is_claimed", "lender", "subject")
 
@@ -147,7 +150,7 @@ class Worker:
         self.turn: Turn | None = None
         """Turn of the thread that does the work now; None: there is no thread."""
         self._waiting = 0
-        """Number of threads in ``wait``."""
+        """Number of threads in `Worker.wait`, not in `Turn.wait`."""
         self.hung: frozenset[str] = frozenset()
         """Subjects of abandoned calls that have not returned. The set is replaced, not changed: reads need no lock."""
         self._abandoned: dict[Turn, str] = {}
@@ -155,10 +158,19 @@ class Worker:
         """The last thread that was started."""
 
     def start(self) -> None:
-        """Start a thread; hold the condition if other threads may do the same."""
+        """Start a thread; hold the condition if other threads may do the same.
+
+        Raises:
+            RuntimeError: The process is out of threads.
+        """
         turn = self.turn = Turn(self)
-        self.thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # out of threads
+            self.turn = None
+            raise
+        self.thread = thread
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait for the end of a job. The condition must be held."""
@@ -176,11 +188,12 @@ class Worker:
     def borrow(self) -> Turn | None:
         """Let the calling thread do one job instead of the worker's own thread; end it with `Turn.rest`.
 
-        The condition must be held. If a call hangs, the job is abandoned as any other: then the calling thread gets
-        an `AbandonedError` when the call returns.
+        The condition must be held. If a call hangs, it is abandoned like any other: the calling thread gets an
+        `AbandonedError` when the call returns.
 
         Returns:
-            The turn of the calling thread; None: another thread is busy with a job.
+            The turn of the calling thread; None: another thread is busy with a job, or the worker has no thread or is
+            stopping.
         """
         own = self.turn
         if self.is_stopping or own is None or own.lender is not None or own.busy_since_ns:

@@ -8,8 +8,7 @@ IPMI over LAN (with the package cryptography) and Redfish (with requests and TLS
 devices imports. What helped against the time above the floor, which is mostly that of threads that wait for each other:
 the thread of the scrape reads the families one after the other, and all GPUs are read on one thread. Tried without
 gain: fewer arenas of malloc (1.4 MiB, but see ``use_few_arenas``), and faster queues between threads (waking one takes
-0.05 ms with any). Kept: the fstat before each read of a file, which detects that the file was replaced; reads of
-registers have none.
+0.05 ms with any). The files of the emulator are checked for replacement at each read, unlike those of sysfs.
 
 The emulator provides files, GPU library and services; the registers of the cores are simulated below the C library.
 The exporter is measured in its own process, on a machine that also runs the emulator.

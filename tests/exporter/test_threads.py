@@ -294,9 +294,9 @@ def test_the_own_thread_waits_for_the_thread_that_has_borrowed_the_work() -> Non
 
     def work(turn: Turn) -> None:
         while turn.wait():
-            jobs.append("own")
             worker.due_ns = time.monotonic_ns() + 10**15
             turn.rest()
+            jobs.append("own")
         jobs.append("closed")
 
     worker = Worker("read-fake", work)
@@ -352,7 +352,8 @@ def test_each_job_is_done_by_one_thread_at_a_time_whoever_borrows_and_abandons_i
                     pass
 
     worker = Worker("w", work)
-    threads = [threading.Thread(target=borrow_often) for _ in range(2)]
+    threads = [threading.Thread(target=borrow_often, daemon=True) for _ in range(2)]
+    deadline_s = time.monotonic() + WAIT_S
     switch_interval_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -360,7 +361,7 @@ def test_each_job_is_done_by_one_thread_at_a_time_whoever_borrows_and_abandons_i
         for thread in threads:
             thread.start()
         abandoned = 0
-        while abandoned < 100 or min(ended.values()) < 100:
+        while (abandoned < 50 or min(ended.values()) < 50) and time.monotonic() < deadline_s:
             with worker.condition:
                 if worker.abandon() is not None:
                     abandoned += 1
@@ -372,8 +373,24 @@ def test_each_job_is_done_by_one_thread_at_a_time_whoever_borrows_and_abandons_i
         worker.join(WAIT_S)
         wait_until(lambda: not worker.hung)
     finally:
+        worker.stop()
         sys.setswitchinterval(switch_interval_s)
     assert not overlaps
+    assert abandoned > 0
+    assert min(ended.values()) > 0
+
+
+def test_a_worker_that_is_out_of_threads_starts_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    deadline = DeadlineThread("gpu0")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            deadline.call(lambda: 42, WAIT_S)
+    assert deadline.call(lambda: 42, WAIT_S) == 42
+    deadline.close()
 
 
 # -- one call at a time, for a caller that waits ---------------------------------------------------------

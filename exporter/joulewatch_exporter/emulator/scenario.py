@@ -239,7 +239,7 @@ class MachineSpec:
         check_range("cores_per_socket", self.cores, 1, self.cpus_per_socket)
         check_range("memory_gib", self.memory_gib, 0.001)
         if self.cpus_per_socket % self.cores:
-            raise ValueError(f"cores_per_socket: must divide the {count_of(self.cpus_per_socket, 'CPU')} of a socket")
+            raise ValueError(f"cores_per_socket: must divide the number of CPUs per socket ({self.cpus_per_socket})")
         if self.msr and self.vendor != _INTEL:
             raise ValueError("msr: only Intel's registers are far enough apart for a file to hold them")
         if self.load and len(self.load) != self.sockets:

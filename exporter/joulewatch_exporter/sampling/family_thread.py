@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Final
 
 from joulewatch_exporter.clock import NS_PER_S
@@ -79,18 +80,20 @@ class FamilyThread:
             hang_s = max(hang_s, 2 * self.poll_s)  # its devices are known to be slow
         worker = self._worker
         with self._condition:
-            if worker.is_stopping or worker.busy_ns(time.monotonic_ns()) <= hang_s * NS_PER_S:
+            if worker.is_stopping:
                 return
-            device = worker.abandon()
+            device = None
+            if worker.busy_ns(time.monotonic_ns()) > hang_s * NS_PER_S:
+                device = worker.abandon()
             if device is not None:
                 self.family.quarantine(device)
                 self._progress_ns = time.monotonic_ns()
                 self._wanted = max(self._wanted, self._started + 1)
                 self._edges_started = self._edges_finished  # one that was in progress begins again
-                if worker.turn is None:
+                self._condition.notify_all()  # its own thread, if a scrape had borrowed the family
+            if worker.turn is None and worker.thread is not None:
+                with suppress(RuntimeError):  # out of threads; tried again at the next look
                     worker.start()
-                else:
-                    self._condition.notify_all()  # a scrape had borrowed the family
 
     def is_stuck(self, now_ns: int) -> bool:
         """Return whether scans have stopped: the thread has died, or waits for something that never happens."""
@@ -185,7 +188,8 @@ class FamilyThread:
         if not self.family.has_steps:
             return self.request()
         with self._condition:
-            ticket = self._edges_wanted = self._edges_started + 1
+            ticket = self._edges_started + 1
+            self._edges_wanted = max(self._edges_wanted, ticket)
             self._edge_scan = self._started + 1
             self._wanted = max(self._wanted, self._edge_scan)
             self._condition.notify_all()

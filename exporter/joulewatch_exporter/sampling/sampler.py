@@ -1,12 +1,12 @@
 """All sensor families of this host, each read by its own thread on absolute monotonic deadlines.
 
 Prometheus' conventions require reads during the scrape. Why background threads: counters wrap, and power-only sensors
-must be integrated, also without scrapes. A scrape still gets fresh values, because it asks each family's
-thread for a read that starts after the request. Concurrent scrapes share one read, and a sensor that hangs delays its
-own family by one time-out and no other family at all.
+must be integrated, also without scrapes. A scrape still gets fresh values: each family is read after the request.
+Concurrent scrapes share one read.
 
 Waking another thread takes as long as reading ten sensors. So the thread that answers a scrape reads the quick families
-itself. If that takes too long, because a sensor hangs, another thread answers the scrape instead.
+itself, and waits for the threads of the others. If it hangs in a sensor, another thread answers the scrape, after
+`RELIEF_S` + `WATCH_S` at most, and waits one time-out for that family.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Sampler:
         self._verdicts: tuple[Verdict, ...] = ()
         self._threads: dict[str, FamilyThread] = {}
         self._reading_here: dict[Callable[[], None], int] = {}
-        """For each thread that reads for its own scrape: what makes another thread answer it, and since when it
-        reads. Whoever removes an entry answers the scrape."""
+        """For each thread that reads for its own scrape: the function that makes another thread answer it, and the
+        monotonic time at which it began to read. Whoever removes an entry answers the scrape."""
         self._lock = threading.Lock()
         self._stop_event = threading.Event()
         self._logged: set[tuple[str, str]] = set()
@@ -223,10 +223,13 @@ class Sampler:
             threads = [thread for name, thread in self._threads.items() if only is None or name in only]
             unopened = {name: scan for name, scan in self._unopened.items() if only is None or name in only}
         deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
-        reads_here = take_over is not None and timeout_s >= LEAST_PATIENCE_S
-        quick = [thread for thread in threads if reads_here and thread.is_quick]
+        quick: list[FamilyThread] = []
+        done: dict[FamilyThread, FamilyScan] = {}
+        if take_over is not None and timeout_s >= LEAST_PATIENCE_S:
+            quick = [thread for thread in threads if thread.is_quick]
         tickets = {thread: thread.request() for thread in threads if thread not in quick}
-        done = self._read_here(quick, take_over) if take_over is not None and quick else {}
+        if take_over is not None and quick:
+            done = self._read_here(quick, take_over)
         tickets |= {thread: thread.request() for thread in quick if thread not in done}
         scans = [
             done[thread]
@@ -247,6 +250,8 @@ class Sampler:
         self._reading_here[take_over] = time.monotonic_ns()
         try:
             for thread in threads:
+                if take_over not in self._reading_here:
+                    break  # another thread has taken over
                 scan = thread.read_here()
                 if scan is not None:
                     done[thread] = scan

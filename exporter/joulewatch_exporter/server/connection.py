@@ -159,7 +159,7 @@ class Connection:
                 "keep-alive" in connection if request.version == "HTTP/1.0" else "close" not in connection
             )
             response = self._answer(request)
-            request.take_over = None  # it refers to the request: a cycle would wait for the garbage collection
+            request.take_over = None  # it refers to the request: a cycle that only the garbage collector ends
             logger.debug("%s %s %d", request.method, request.target.partition("?")[0], response.status)
             is_kept = is_kept and not self._is_stopping()
             self._send(response, head=request.method == "HEAD", close=not is_kept)

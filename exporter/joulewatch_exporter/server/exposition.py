@@ -121,7 +121,7 @@ class _Prefixes:
 
 
 class Exposition:
-    """Renders scrapes; called by many threads at once, so what it keeps is replaced and not changed."""
+    """Renders scrapes; called by many threads at once, so what it keeps is replaced as a whole."""
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class ProcessValues:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         self._start_s = boot_s + float(fields[19]) / os.sysconf("SC_CLK_TCK")
         self._statm = HeldFile("/proc/self/statm")
+        self._statm.read_bytes()  # opened here, because many threads call ``read``
 
     def read(self) -> tuple[float, ...]:
         """Return the values now, one for each of `METRICS`."""

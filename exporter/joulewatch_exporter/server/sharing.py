@@ -47,7 +47,8 @@ class SharedScrapes(Generic[T]):
 
         Args:
             key: Scrapes with the same key are equal.
-            scrape: Makes the answer. If its thread hangs and another one takes over, that one calls the argument first.
+            scrape: Makes the answer. Its argument, called when another thread takes over because this one hangs, frees
+                the slot and lets those that wait start again.
             wait_s: Longest time to wait for a slot.
 
         Raises:

@@ -191,9 +191,10 @@ class PushgatewaySink:
         """Close the connections."""
         if self._leftover:
             logger.warning(
-                "%s in the Pushgateway %s: delete with 'joulewatch runs push'",
+                "%s in the Pushgateway %s: run 'joulewatch runs push' to delete %s",
                 count_of(len(self._leftover), "group remains", "groups remain"),
                 self._gateway.url,
+                "it" if len(self._leftover) == 1 else "them",
             )
         self._client.close()
         self._gateway.close()

@@ -193,8 +193,8 @@ def _read_folding(path: Path, folding: Path, clock_hertz: float) -> Design:
         rows = layer.macs / (math.prod(shape) / cost.batch)
         if channels % pe or rows % simd:
             raise ConfigError(
-                f"{folding}: {name}: PE {pe:g} must divide {count_of(channels, 'output channel')} of {layer.name}, and "
-                f"SIMD {simd:g} its {count_of(round(rows), 'input')} per output"
+                f"{folding}: {name}: PE {pe:g} must divide the number of output channels of {layer.name} ({channels}), "
+                f"and SIMD {simd:g} its number of inputs per output ({rows:g})"
             )
         cycles[name] = layer.macs / (pe * simd)
     slowest = max(cycles, key=cycles.__getitem__)

@@ -579,13 +579,12 @@ def test_a_gpu_that_hangs_in_a_scan_delays_the_others_once(
     threads = threading.active_count()
     uuids = [FIRST, SECOND, THIRD]
     gpus.advance(1.5)
-    collector.call_timeout_s = 0.1
+    collector.call_timeout_s = 0.5
     for _ in range(2):  # the second scan is the one after a slow batch, without one
         scan = family.scan()
         assert scan.up == tuple(uuid != uuids[place] for uuid in uuids)
         assert scan.errors == ((uuids[place], "timeout", 1),)
     readers.clear()
-    collector.call_timeout_s = 5.0
     scan = family.scan()
     assert scan.up == tuple(uuid != uuids[place] for uuid in uuids)
     assert len(set(readers)) == 1, "the two others together"
@@ -594,6 +593,20 @@ def test_a_gpu_that_hangs_in_a_scan_delays_the_others_once(
     wait_until(lambda: all(family.scan().up))
     assert family.scan().errors == ((uuids[place], "timeout", 1),)
     assert threading.active_count() <= threads + 1, "the thread that hung may not have ended yet"
+
+
+def test_the_message_names_the_gpu_that_hangs(
+    machine: GpuMachine, immediate_restarts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus = machine.gpus(H100, replace(A100, faults=(fault("hang", 1.0, 1.0),)))
+    collector = machine.collect(call_timeout_seconds=0.2)
+    family = Family(collector)
+    family.scan()
+    gpus.advance(1.5)
+    assert family.scan().up == (True, False)
+    assert f"nvml {SECOND}: timeout: {SECOND}: no answer within 0.2 s" in caplog.text
+    gpus.advance(2.5)
+    wait_until(lambda: all(family.scan().up))
 
 
 def test_an_error_of_one_gpu_is_that_of_its_own_read(machine: GpuMachine, readers: list[int]) -> None:
@@ -607,12 +620,24 @@ def test_an_error_of_one_gpu_is_that_of_its_own_read(machine: GpuMachine, reader
     assert len(readers) == 2, "it is not read twice"
 
 
-def test_gpus_that_take_long_together_are_read_one_by_one(machine: GpuMachine, readers: list[int]) -> None:
+def test_gpus_that_may_take_long_are_read_one_by_one(machine: GpuMachine, readers: list[int]) -> None:
+    """The other families and the watchdog would wait for all of them."""
+    machine.gpus(H100, A100)
+    family = Family(machine.collect(call_timeout_seconds=0.6))
+    readers.clear()
+    assert all(family.scan().up)
+    assert len(set(readers)) == 2
+
+
+def test_gpus_that_take_long_together_are_read_one_by_one(
+    machine: GpuMachine, readers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise one that does not hang would exceed its deadline."""
     machine.gpus(H100, A100)
     collector = machine.collect()
     family = Family(collector)
     family.scan()
+    monkeypatch.setattr(nvml, "LONGEST_BATCH_S", 10.0)
     collector.call_timeout_s = 10.0
     collector._batch.took_s = 2.6
     readers.clear()

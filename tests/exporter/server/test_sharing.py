@@ -116,11 +116,18 @@ def test_when_another_thread_takes_over_the_slot_is_free_and_those_that_wait_sta
 
 
 def test_those_that_had_joined_a_scrape_start_again_too() -> None:
+    class Joined(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            has_joined.set()
+            return super().wait(timeout)
+
+    has_joined = threading.Event()
     shared: SharedScrapes[str] = SharedScrapes(1)
     joined = shared._waiting["key"] = sharing._Batch()
+    joined.done = Joined()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(shared.run, "key", lambda end: "again", 10.0)
-        wait_until(waiting.running)
+        assert has_joined.wait(10)
         del shared._waiting["key"]
         shared._end("key", joined)
         assert waiting.result(10) == "again"

@@ -148,7 +148,7 @@ def test_a_restart_of_the_exporter_loses_the_time_before_it(capsys: pytest.Captu
     assert energies(result) == pytest.approx({"nginx.service": 25 * (300 - 8)})
     (finding,) = result["findings"]
     assert (finding["severity"], finding["reason"]) == ("warning", "exporter_restart")
-    assert "the energy of the 8 s before that is missing" in finding["text"]
+    assert "the energy of the 8 s before the restart is missing" in finding["text"]
 
 
 def test_a_restart_between_two_scrapes_that_the_counter_does_not_show(capsys: pytest.CaptureFixture[str]) -> None:

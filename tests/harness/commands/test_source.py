@@ -149,4 +149,4 @@ def test_two_mapping_files_of_one_name_are_one_line_and_code_2(
         words.append(f"--source={path}")
     assert main(["analyze", RUN, f"--output={runs}", *words]) == 2
     error = capsys.readouterr().err
-    assert "has the same name as --source" in error and error.count("\n") == 1
+    assert "both mappings have the name rack" in error and error.count("\n") == 1

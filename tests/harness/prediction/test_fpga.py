@@ -283,8 +283,14 @@ def test_a_folding_gives_the_cycles_of_each_matrix_unit(tmp_path: Path, qonnx: P
     [
         ({"MVAU_hls_0": (4, 3), "VVAU_hls_0": (1, 1)}, "2 matrix units (MVAU, VVAU), but small.onnx has 3 layers"),
         ({"MVAU_hls_0": (4, 3), "MVAU_hls_1": (1, 1), "MVAU_hls_2": (1, 1)}, "MVAU_hls_1 does not fit to"),
-        ({"MVAU_hls_0": (3, 3), "VVAU_hls_0": (1, 1), "MVAU_hls_1": (1, 1)}, "PE 3 must divide 8 output channels"),
-        ({"MVAU_hls_0": (4, 5), "VVAU_hls_0": (1, 1), "MVAU_hls_1": (1, 1)}, "SIMD 5 its 27 inputs"),
+        (
+            {"MVAU_hls_0": (3, 3), "VVAU_hls_0": (1, 1), "MVAU_hls_1": (1, 1)},
+            "PE 3 must divide the number of output channels",
+        ),
+        (
+            {"MVAU_hls_0": (4, 5), "VVAU_hls_0": (1, 1), "MVAU_hls_1": (1, 1)},
+            "SIMD 5 its number of inputs per output (27)",
+        ),
         ({"MVAU_hls_0": (0, 3), "VVAU_hls_0": (1, 1), "MVAU_hls_1": (1, 1)}, "PE must be a number > 0, got 0"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 from joulewatch_exporter.collectors.nvml.sensor import Gpu, GpuSensor
-from joulewatch_exporter.errors import SensorError
+from joulewatch_exporter.errors import SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Reading
 
 
@@ -39,12 +39,14 @@ class Batch:
         started_ns = monotonic_ns()
         try:
             first.thread.call(lambda: self._run(gpus), timeout_s)
-        except SensorError as error:  # or the thread is in use, or closed: then no GPU has been read
+        except (SensorError, RuntimeError):
+            # Or the thread is in use or closed, or cannot be started: then no GPU has been read.
             self._is_over = True
             hanging = self._current
             if hanging is not None:
                 first.thread, hanging.thread = hanging.thread, first.thread
-                self._results[hanging.sensor] = error
+                text = f"{hanging.sensor.device}: no answer within {timeout_s:g} s"
+                self._results[hanging.sensor] = SensorTimeoutError(text)
         self.took_s = (monotonic_ns() - started_ns) / 1e9
 
     def _run(self, gpus: Sequence[Gpu]) -> None:

@@ -71,6 +71,9 @@ FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
 """Pause before NVML is restarted to find a lost GPU; doubled after each restart, up to the longest one."""
 
+LONGEST_BATCH_S: Final = 0.5
+"""If one GPU may take longer, each is read on its own, because nobody can abandon ``prepare``."""
+
 _POLL_S: Final = 1.0
 _MOMENTARY_POLL_S: Final = 0.1
 _OPEN_S: Final = 8.0
@@ -208,10 +211,11 @@ class NvmlCollector:
         return collector
 
     def prepare(self) -> None:
-        """Read all GPUs that answer together, for the scan that begins now."""
+        """Read together all GPUs that are neither lost nor hanging, for the scan that begins now."""
         before, self._batch = self._batch, Batch()
         # If they take long together, the deadline of one is too short for all.
-        if before.took_s > self.call_timeout_s / 4 or self.gate.enter() is not None:
+        is_slow = self.call_timeout_s > LONGEST_BATCH_S or before.took_s > self.call_timeout_s / 4
+        if is_slow or self.gate.enter() is not None:
             return
         try:
             gpus = [gpu for gpu in list(self.gpus.values()) if gpu.lost is None and not gpu.thread.is_hanging]
@@ -323,7 +327,7 @@ class NvmlCollector:
             else:
                 self._add(index, thread)
         for index in tuple(self._failed):
-            self._add(index, DeadlineThread(f"nvml-{index}"))
+            self._add(index, DeadlineThread("nvml-gpu"))
         for uuid, gpu in self.gpus.items():
             if gpu.lost is not None and not gpu.thread.is_hanging:
                 self._recover(uuid, gpu)
@@ -393,7 +397,7 @@ class NvmlCollector:
         self._findings_by_index.clear()
         self.gate.open()
         for index in range(count):
-            self._add(index, DeadlineThread(f"nvml-{index}"))
+            self._add(index, DeadlineThread("nvml-gpu"))
         for gpu in self.gpus.values():
             if gpu.lost is NOT_YET:
                 gpu.lost = _NOT_LISTED

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from joulewatch_exporter.text import count_of
 from joulewatch_harness.analysis.results.model import Estimate
 
 UNKNOWN_ACCURACY: Final = "†"
@@ -53,7 +52,7 @@ def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
 def freedom_text(dof: float) -> str:
     """Return ``2.4 degrees of freedom``."""
     number = "many" if dof > 1000 else f"{dof:.3g}"
-    return f"{count_of(1, 'degree') if number == '1' else f'{number} degrees'} of freedom"
+    return f"{number} degree{'' if number == '1' else 's'} of freedom"
 
 
 def energy_text(estimate: Estimate, scale: float = 1.0) -> str:

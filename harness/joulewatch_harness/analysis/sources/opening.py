@@ -55,7 +55,8 @@ def open_sources(
         sensors: The sensors of the run.
 
     Raises:
-        ConfigError: A name or file is not valid, two mappings have one name, or there is no Prometheus.
+        ConfigError: A name or file is not valid, a name is given twice, two mappings have the same name, or there is
+            no Prometheus.
         QueryError: No Prometheus answers.
     """
     from joulewatch_harness.analysis.sources.foreign import MappedSource
@@ -73,8 +74,8 @@ def open_sources(
         if first != name:
             file = first if name in shipped() else name
             raise ConfigError(
-                f"--source {name}: has the same name as --source {first}, {mapping.name}; set another one in {file}, "
-                f"such as name: {mapping.name}2"
+                f"--source {first} and --source {name}: both mappings have the name {mapping.name}; change it in "
+                f"{file}, for example to {mapping.name}2"
             )
     if prometheus is None:
         raise ConfigError("--source needs --prometheus URL")

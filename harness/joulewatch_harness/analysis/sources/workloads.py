@@ -334,6 +334,6 @@ def lost_notice(use: WorkloadUse, start_s: float, end_s: float) -> Notice | None
         severity="warning",
         reason="exporter_restart",
         text=f"{use.host}: the exporter restarted {count_of(len(inside), 'time')} in the window; the energy of "
-        f"the {seconds:.3g} s before that is missing",
+        f"the {seconds:.3g} s before {'the restart' if len(inside) == 1 else 'the restarts'} is missing",
         exporter=use.exporter,
     )

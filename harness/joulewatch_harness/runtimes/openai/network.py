@@ -379,11 +379,12 @@ class OpenAINetwork:
             return
         self._cached = True
         logger.warning(
-            "%s: %d of %s of the prompt were in the server's prefix cache, so their prefill is not measured; "
+            "%s: %d of %s of the prompt %s in the server's prefix cache, so their prefill is not measured; "
             "salt=true makes every prompt unique",
             self._shown,
             cached,
             count_of(sent, "token"),
+            "was" if cached == 1 else "were",
         )
 
     def _explained(self, answer: Answer, url: str = "") -> str:

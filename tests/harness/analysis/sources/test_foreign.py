@@ -250,12 +250,12 @@ def test_two_mappings_need_different_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         history(samples, *names)
     assert str(caught.value) == (
-        f"--source {names[1]}: has the same name as --source {names[0]}, rack; set another one in {names[1]}, "
-        "such as name: rack2"
+        f"--source {names[0]} and --source {names[1]}: both mappings have the name rack; change it in {names[1]}, "
+        "for example to rack2"
     )
     names[0] = str(paths[0].rename(tmp_path / "dcgm.yaml"))
     for both in ([names[0], "dcgm"], ["dcgm", names[0]]):
-        with pytest.raises(ConfigError, match=re.escape(f"dcgm; set another one in {names[0]}, such as name: dcgm2")):
+        with pytest.raises(ConfigError, match=re.escape(f"dcgm; change it in {names[0]}, for example to dcgm2")):
             history(samples, *both)
     paths[1].write_text(f"name: rack2\n{paths[1].read_text(encoding='utf-8')}", encoding="utf-8")
     result = history(samples, *names)

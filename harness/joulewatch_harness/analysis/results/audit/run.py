@@ -32,7 +32,7 @@ def audit_record(record: RunRecord) -> Iterator[Finding]:
             severity="error",
             reason="missing_windows",
             text=f"{len(missing)} of {count_of(max(counts) + 1, 'window')} "
-            f"{'is' if len(missing) == 1 else 'are'} missing, the first is {missing[0]}: lines of the journal are "
+            f"{'is' if len(missing) == 1 else 'are'} missing, beginning with {missing[0]}: lines of the journal are "
             "lost, or not delivered yet ('joulewatch runs push' delivers them)",
             evidence={"windows": len(missing), "first": missing[0]},
         )
@@ -40,8 +40,8 @@ def audit_record(record: RunRecord) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             reason="missing_windows",
-            text=f"{count_of(len(doubled), 'window is', 'windows are')} stored twice, the first is "
-            f"{doubled[0]}; the first line of each is used",
+            text=f"{count_of(len(doubled), 'window is', 'windows are')} stored twice, beginning with "
+            f"{doubled[0]}; the first of two lines is used",
             evidence={"windows": len(doubled), "first": doubled[0]},
             window=doubled[0],
         )
