@@ -370,7 +370,7 @@ def test_registers_of_amd_are_not_emulated(tmp_path: Path) -> None:
         ({"zone": {"range_file": "no"}}, "range_file: must be true or false, not 'no'"),
         ({"machine": {"sockets": 2, "load": [{"signal": 1, "idle_watts": 1, "full_watts": 2}]}}, "needs 2 entries,"),
         ({"machine": {"load": [{"signal": 1, "idle_watts": 3, "full_watts": 2}]}}, "above idle_watts"),
-        ({"machine": {"cpus_per_socket": 8, "cores_per_socket": 3}}, r"must divide the number of CPUs per socket \(8\)"),
+        ({"machine": {"cpus_per_socket": 8, "cores_per_socket": 3}}, r"must divide the number of CPUs .* \(8\)"),
         ({"machine": {"cores_per_sockets": 8}}, "did you mean cores_per_socket"),
         ({"required": "yes"}, "required: must be true or false"),
         ({"hwmon": [{"chip": "x", "path": "../etc", "channels": []}]}, "below devices/"),
