@@ -100,6 +100,13 @@ def make_cgroup2(host: Host) -> None:
     (top / "cgroup.controllers").write_text("cpu memory\n")
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a new file for each state: readers never see half of one, and an emulator's file may be read-only."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
 class FakeTree:
     """A machine whose cgroups are folders with plain files, in the kernel's layout."""
 
@@ -121,7 +128,7 @@ class FakeTree:
     def stat(self, seconds: float) -> None:
         """Write the busy time of the machine to procfs."""
         text = f"cpu  {round(seconds * 100)} 0 0 100 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n"
-        (self.root / "proc/stat").write_text(text)
+        _replace(self.root / "proc/stat", text)
 
     def use(self, key: str, seconds: float) -> None:
         """Make a cgroup that has used this much."""
@@ -129,10 +136,7 @@ class FakeTree:
         folder.mkdir(parents=True, exist_ok=True)
         usec = round(seconds * 1e6)
         text = f"{usec * 1000}\n" if self.version == "v1" else f"usage_usec {usec}\nuser_usec {usec}\nsystem_usec 0\n"
-        # As the kernel does, a new file for each state: readers never see half of one.
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(folder / USAGE_FILES[self.version])
+        _replace(folder / USAGE_FILES[self.version], text)
 
     def write(self, path: str, text: str) -> Path:
         """Write a file of the machine, such as ``var/lib/docker/...``."""

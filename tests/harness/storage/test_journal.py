@@ -203,6 +203,7 @@ def test_a_folder_of_another_user_hides_no_run(caplog: pytest.LogCaptureFixture)
             assert find_run("2026", output).name == "20261121T000000Z-bbbbbb"
             with pytest.raises(RecordError, match="locked: cannot be read: Permission denied"):
                 find_run(str(output / "locked"), output)
+        (output / "locked").chmod(0o700)  # only root can remove what it cannot read
         assert f"{output / 'locked'}: cannot be read: Permission denied" in caplog.messages
 
 

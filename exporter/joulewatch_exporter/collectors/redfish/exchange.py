@@ -96,7 +96,8 @@ class DeadlineAdapter(HTTPAdapter):
         if self._pin:
             settings["assert_fingerprint"] = self._pin
         super().init_poolmanager(connections, maxsize, block, **settings)
-        response = partial(_Response, self._deadline)
+        # Python 3.14 makes a method of a partial function that is an attribute of a class.
+        response = staticmethod(partial(_Response, self._deadline))
 
         class Http(urllib3.connection.HTTPConnection):
             response_class = response  # type: ignore[assignment]
