@@ -1285,8 +1285,7 @@ def test_a_family_that_was_out_of_threads_gets_one_later(start: Start, monkeypat
         raise RuntimeError("can't start new thread")
 
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
-    sampler = start(fake_family("rapl", Machine([sick, healthy])), hang_s=100.0)
-    sampler.fresh(5.0)
+    sampler = quick(start(fake_family("rapl", Machine([sick, healthy])), hang_s=100.0))
     thread = sampler._threads["rapl"]
     sick.hang, sick.hangs_after = threading.Event(), 0
     thread.request()
