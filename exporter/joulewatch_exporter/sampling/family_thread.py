@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 QUICK_S: Final = 0.005
 """A family whose last scan took longer is read by its own thread, because slow devices can be read at the same time.
 Below, threads that wait for each other take longer than the reads (Python runs one thread at a time)."""
+SCRAPED_PERIODS: Final = 1.1
+"""Periods from a read for a scrape to the next background read: if scrapes come once per period, each may be a little
+late without being read twice."""
 STUCK_S: Final = 10.0
 """Longest time without progress, in addition to two polls; a device that hangs is quarantined much sooner."""
 
@@ -236,7 +239,9 @@ class FamilyThread:
             self._started += 1
             worker.due_ns += poll_ns
             # The read for a scrape replaces the next background read; one that is late is not followed by a rush.
-            if self._wanted >= self._started or worker.due_ns < time.monotonic_ns():
+            if self._wanted >= self._started:
+                worker.due_ns = turn.busy_since_ns + round(SCRAPED_PERIODS * poll_ns)
+            elif worker.due_ns < time.monotonic_ns():
                 worker.due_ns = turn.busy_since_ns + poll_ns
             replacement, self._replacement = self._replacement, None
         try:
