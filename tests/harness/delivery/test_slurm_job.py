@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,15 @@ def salt(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_job_is_a_run_with_its_nodes_its_time_and_a_hash_of_its_user(tmp_path: Path, salt: Path) -> None:
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """The umask of a system's services; users of some distributions have 002."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_a_job_is_a_run_with_its_nodes_its_time_and_a_hash_of_its_user(tmp_path: Path, salt: Path, umask: None) -> None:
     path = slurm_job.start(JOB, tmp_path, START_S, salt)
     record = read_run(path)
     assert record.end is None and not record.windows
