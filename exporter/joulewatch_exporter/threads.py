@@ -148,7 +148,7 @@ class Worker:
         self.due_ns = 0
         """Monotonic time at which the next job is due."""
         self.turn: Turn | None = None
-        """Turn of the thread that does the work now; None: there is no thread."""
+        """Turn of the thread that does the work now; None: no thread is running."""
         self._waiting = 0
         """Number of threads in `Worker.wait`, not in `Turn.wait`."""
         self.hung: frozenset[str] = frozenset()

@@ -7,12 +7,12 @@ Sources: cgroups(7), proc_pid_mountinfo(5); Linux ``Documentation/admin-guide/cg
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from joulewatch_exporter.collectors.base.sysfs import mounts
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError
 from joulewatch_exporter.model import Host
 
@@ -21,10 +21,8 @@ Version = Literal["v1", "v2"]
 USAGE_FILES: Final = {"v1": "cpuacct.usage", "v2": "cpu.stat"}
 _PROBES: Final = {"v1": "cpuacct.usage", "v2": "cgroup.controllers"}
 """Files at the root; ``cpu.stat`` is there since Linux 5.8."""
-_MOUNTINFO_BYTES: Final = 1 << 20
 _V1_FOLDERS: Final = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
 _V2_FOLDERS: Final = ("", "unified")
-_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,23 +143,18 @@ def _is_whole(version: Version, root: str) -> bool:
 
 def _mounted(host: Host) -> list[tuple[Version, str, str]]:
     """Return version, root and view of the mounts of this process, those below ``host.sysfs`` first."""
-    mounts: list[tuple[Version, str, str]] = []
-    for line in _text(f"{host.procfs}/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kinds = before.split(), after.split()
-        if len(fields) < 5 or len(kinds) < 3:
-            continue
-        view, point = (_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in fields[3:5])
-        if kinds[0] == "cgroup2":
-            mounts.append(("v2", point, view))
-        elif kinds[0] == "cgroup" and "cpuacct" in kinds[2].split(","):
-            mounts.append(("v1", point, view))
+    found: list[tuple[Version, str, str]] = []
+    for mount in mounts(host.procfs):
+        if mount.kind == "cgroup2":
+            found.append(("v2", mount.point, mount.view))
+        elif mount.kind == "cgroup" and "cpuacct" in mount.options:
+            found.append(("v1", mount.point, mount.view))
     sysfs = str(host.sysfs)
-    below = [mount for mount in mounts if f"{mount[1]}/".startswith(f"{sysfs}/")]
+    below = [mount for mount in found if f"{mount[1]}/".startswith(f"{sysfs}/")]
     if sysfs == "/sys":
-        return below + [mount for mount in mounts if mount not in below]
+        return below + [mount for mount in found if mount not in below]
     # In a copy of a machine's files, mountinfo has the machine's own paths.
-    return below + [(version, sysfs + point[4:], view) for version, point, view in mounts if point.startswith("/sys/")]
+    return below + [(version, sysfs + point[4:], view) for version, point, view in found if point.startswith("/sys/")]
 
 
 def _usual(host: Host) -> list[tuple[Version, str, str]]:
@@ -170,11 +163,3 @@ def _usual(host: Host) -> list[tuple[Version, str, str]]:
     usual: list[tuple[Version, str, str]] = [("v2", f"{top}/{name}".rstrip("/"), "/") for name in _V2_FOLDERS]
     usual.extend(("v1", f"{top}/{name}", "/") for name in _V1_FOLDERS)
     return usual
-
-
-def _text(path: str) -> str:
-    """Return a file of procfs; empty if it cannot be read."""
-    try:
-        return Path(path).read_bytes()[:_MOUNTINFO_BYTES].decode("utf-8", "surrogateescape")
-    except OSError:
-        return ""

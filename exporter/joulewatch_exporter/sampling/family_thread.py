@@ -1,4 +1,4 @@
-"""Reads one family: on its schedule, on a thread of its own, and for each scrape."""
+"""Reads one family: periodically, on its own thread, and for each scrape."""
 
 from __future__ import annotations
 

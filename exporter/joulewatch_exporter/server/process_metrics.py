@@ -17,24 +17,23 @@ from typing import Final
 from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.collectors.base.sysfs import HeldFile
 
-
-def _metric(name: str, unit: str, text: str, labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(name=name, unit=unit, labels=labels, help=text, publisher="exporter")
-
-
-METRICS: Final = (
-    _metric("process_virtual_memory_bytes", "bytes", "Virtual memory size in bytes."),
-    _metric("process_resident_memory_bytes", "bytes", "Resident memory size in bytes."),
-    _metric("process_start_time_seconds", "seconds", "Start time of the process since unix epoch in seconds."),
-    _metric("process_cpu_seconds_total", "seconds", "Total user and system CPU time spent in seconds."),
-    _metric("process_open_fds", "", "Number of open file descriptors."),
-    _metric("process_max_fds", "", "Maximum number of open file descriptors."),
+METRICS: Final = tuple(
+    Metric(name=name, unit=unit, labels=(), help=text, publisher="exporter")
+    for name, unit, text in (
+        ("process_virtual_memory_bytes", "bytes", "Virtual memory size in bytes."),
+        ("process_resident_memory_bytes", "bytes", "Resident memory size in bytes."),
+        ("process_start_time_seconds", "seconds", "Start time of the process since unix epoch in seconds."),
+        ("process_cpu_seconds_total", "seconds", "Total user and system CPU time spent in seconds."),
+        ("process_open_fds", "", "Number of open file descriptors."),
+        ("process_max_fds", "", "Maximum number of open file descriptors."),
+    )
 )
-PYTHON_INFO: Final = _metric(
-    "python_info",
-    "",
-    "Python platform information",
+PYTHON_INFO: Final = Metric(
+    name="python_info",
+    unit="",
     labels=("implementation", "major", "minor", "patchlevel", "version"),
+    help="Python platform information",
+    publisher="exporter",
 )
 PYTHON_LABELS: Final = (
     platform.python_implementation(),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host
@@ -27,6 +27,9 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 _NUMBER_BYTES: Final = 64
 _TEXT_BYTES: Final = 4096  # a sysfs attribute is at most one page
 
+_MOUNTINFO_BYTES: Final = 1 << 20
+_DEVICE: Final = re.compile(r"(\d+):(\d+)")
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 _CPU_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_CPUS: Final = 65_536
 """No kernel has more; a longer range is invalid, and must not fill the memory."""
@@ -106,17 +109,42 @@ def _whole_number(path: str, text: bytes) -> int:
         raise SensorGlitchError(f"{path}: {shown!r} is not a whole number") from error
 
 
+class Mount(NamedTuple):
+    """A file system that this process sees."""
+
+    device: int
+    """``st_dev`` of its files."""
+    view: str
+    """Path of its top within the file system."""
+    point: str
+    kind: str
+    """Such as ``sysfs``."""
+    options: tuple[str, ...]
+    """Of the file system."""
+
+
+def mounts(procfs: Path | str) -> tuple[Mount, ...]:
+    """Return the mounts of this process, as in proc_pid_mountinfo(5); empty if they cannot be read."""
+    try:
+        text = Path(f"{procfs}/self/mountinfo").read_bytes()[:_MOUNTINFO_BYTES].decode("utf-8", "surrogateescape")
+    except OSError:
+        return ()
+    found = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kinds = before.split(), after.split()
+        if len(fields) < 5 or len(kinds) < 3 or not (number := _DEVICE.fullmatch(fields[2])):
+            continue
+        view, point = (_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in fields[3:5])
+        device = os.makedev(int(number[1]), int(number[2]))
+        found.append(Mount(device, view, point, kinds[0], tuple(kinds[2].split(","))))
+    return tuple(found)
+
+
 @lru_cache(1)
 def _sysfs_devices() -> frozenset[int]:
     """Return the device number of each mounted sysfs."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    # See proc_pid_mountinfo(5): the third field is the number, and the type follows the separator.
-    mounts = [(line.split(), line.partition(" - ")[2].split()) for line in lines]
-    numbers = [fields[2].split(":") for fields, types in mounts if types[:1] == ["sysfs"]]
-    return frozenset(os.makedev(int(major), int(minor)) for major, minor in numbers)
+    return frozenset(mount.device for mount in mounts("/proc") if mount.kind == "sysfs")
 
 
 class HeldFile:

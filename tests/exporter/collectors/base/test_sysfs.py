@@ -184,12 +184,12 @@ def test_only_files_outside_sysfs_are_checked_for_replacement(tmp_path: Path, mo
 def test_without_a_sysfs_among_the_mounts_each_file_is_checked(
     monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    def mounts(path: Path) -> str:
+    def mounts(path: Path) -> bytes:
         if text is None:
             raise OSError
-        return text
+        return text.encode()
 
-    monkeypatch.setattr(Path, "read_text", mounts)
+    monkeypatch.setattr(Path, "read_bytes", mounts)
     assert sysfs._sysfs_devices.__wrapped__() == frozenset()
 
 
